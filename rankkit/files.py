@@ -1,0 +1,314 @@
+"""Files that are whole or absent, and the layout of a run directory.
+
+Everything that outlives a process is written beside its final name, flushed to the disk, and renamed in
+one step; a reader sees the old file or the new one. Append-only logs may end in a torn line, which
+`read_json_lines` skips.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rankkit.errors import OutputExistsError, RunError, StorageError
+
+__all__ = [
+    "RunDirectory",
+    "append_json_line",
+    "atomic_directory",
+    "exclusive",
+    "keep_json_lines",
+    "prepare_output",
+    "read_json_lines",
+    "sha256_of_file",
+    "storage_errors",
+    "write_atomically",
+    "write_json",
+    "write_text",
+]
+
+_HASH_BLOCK = 1 << 20  # bytes read at a time: large enough for full disk speed, small beside any model
+_PARTIAL = ".partial-"  # every unfinished file or folder carries this in its name
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn the file system's refusals into one `StorageError` that names the path and the remedy.
+
+    Args:
+        path: what was being written; only used in the message.
+
+    Raises:
+        StorageError: no space left, over quota, read-only, not permitted, or an input/output error.
+    """
+    remedies = {
+        errno.ENOSPC: "Free some space or choose another folder with --out",
+        errno.EDQUOT: "Free some of your quota or choose another folder with --out",
+        errno.EROFS: "Choose a writable folder with --out",
+        errno.EACCES: "Choose a folder you may write to with --out",
+        errno.EPERM: "Choose a folder you may write to with --out",
+        errno.EIO: "Check the disk",
+        errno.ENOTDIR: "A parent of this path is a file; choose another path",
+    }
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in remedies:
+            raise
+        reason = os.strerror(error.errno).lower()
+        raise StorageError(
+            f"{path} must be writable, got: {reason}. {remedies[error.errno]}. What was saved before is intact."
+        ) from error
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _fsync_file(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, then give it its name in one step.
+
+    Args:
+        path: the final name; an existing file is replaced only by a finished one.
+        write: called with the temporary path; must leave a complete file there.
+
+    Raises:
+        StorageError: the file system refused; `path` is then as it was.
+    """
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}{_PARTIAL}")
+        os.close(descriptor)
+        temporary = Path(name)
+        try:
+            write(temporary)
+            _fsync_file(temporary)
+            temporary.chmod(0o644)  # mkstemp gives 0600, which hides results from colleagues
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _fsync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write one JSON document atomically, with sorted keys so that equal values give equal bytes."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """A folder that appears under its name only when everything in it is on the disk.
+
+    Args:
+        path: the final name; an existing folder of that name is replaced at the end.
+
+    Yields:
+        A temporary sibling folder to fill.
+
+    Raises:
+        StorageError: the file system refused; `path` is then as it was.
+    """
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}{_PARTIAL}"))
+        try:
+            temporary.chmod(0o755)  # mkdtemp gives 0700
+            yield temporary
+            for file in sorted(temporary.rglob("*")):
+                if file.is_file():
+                    _fsync_file(file)
+            _fsync_folder(temporary)
+            if path.exists():
+                shutil.rmtree(path)
+            temporary.replace(path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        _fsync_folder(path.parent)
+
+
+def remove_partial(folder: Path) -> None:
+    """Delete what killed processes left unfinished directly inside `folder`."""
+    for entry in folder.glob(f".*{_PARTIAL}*"):
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+
+
+def append_json_line(path: Path, value: object) -> None:
+    """Append one JSON object as one line, in a single write that is flushed to the operating system."""
+    with storage_errors(path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(value, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Read an append-only log; a torn last line is skipped, a missing file is empty.
+
+    Raises:
+        RunError: a line before the last one is not JSON.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    torn = lines.pop()  # "" when the file ends in a newline
+    objects = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            objects.append(json.loads(line))
+        except ValueError as error:
+            raise RunError(
+                f"{path} line {number} must be one JSON object, got {line[:40]!r}. "
+                "Restore the file or delete that line."
+            ) from error
+    del torn
+    return objects
+
+
+def keep_json_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Rewrite a log with only the objects that `keep` accepts; used when a run steps back to a checkpoint."""
+    kept = [json.dumps(value, sort_keys=True) + "\n" for value in read_json_lines(path) if keep(value)]
+    write_text(path, "".join(kept))
+
+
+def sha256_of_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_HASH_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def prepare_output(path: Path, *, force: bool) -> None:
+    """Refuse an output that exists, or with `force` remove it if it is ours to remove.
+
+    A folder is only ever removed when it is empty or holds a `run.toml`: `--force --out ~` must not cost a home.
+
+    Raises:
+        OutputExistsError: `path` exists and `force` is false, or it is a folder that is not a run.
+    """
+    if path.is_dir() and not any(path.iterdir()):
+        return
+    if not path.exists():
+        return
+    if not force:
+        raise OutputExistsError(f"{path} must not exist yet. Add --force to replace it, or choose another --out.")
+    if path.is_dir():
+        if not (path / RunDirectory.configuration_name).is_file():
+            raise OutputExistsError(
+                f"{path} must be a rankkit run to be replaced, got a folder without "
+                f"{RunDirectory.configuration_name}. Choose another --out."
+            )
+        with storage_errors(path):
+            shutil.rmtree(path)
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, what: str) -> Iterator[None]:
+    """Hold a lock file while a run is being written; the lock ends with the process, however it ends.
+
+    Raises:
+        RunError: another process holds it.
+    """
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w", encoding="utf-8")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(f"{what} must not be in use, but another rankkit process is writing it. Wait for it.") from error
+        yield
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """Where everything in a run directory lives.
+
+        RUN/run.toml  certificate.json  tokenizer.json  spectrum.h5  figures/
+        RUN/tokens/{train,validation}.npy
+        RUN/ARM/seed-0/metrics.jsonl  evaluation.json
+        RUN/ARM/seed-0/step-000500/{model.safetensors,training.pt,checkpoint.json}
+    """
+
+    path: Path
+    """The run directory itself."""
+
+    configuration_name = "run.toml"
+
+    @property
+    def configuration(self) -> Path:
+        """The resolved configuration, versions and command line."""
+        return self.path / self.configuration_name
+
+    @property
+    def certificate(self) -> Path:
+        """The proof of the match."""
+        return self.path / "certificate.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer that made the token ids."""
+        return self.path / "tokenizer.json"
+
+    @property
+    def tokens(self) -> Path:
+        """The folder of token ids."""
+        return self.path / "tokens"
+
+    @property
+    def figures(self) -> Path:
+        """The folder of pictures."""
+        return self.path / "figures"
+
+    @property
+    def spectrum(self) -> Path:
+        """The measured spectra."""
+        return self.path / "spectrum.h5"
+
+    def unit(self, arm: str, seed: int) -> Path:
+        """The folder of one arm under one seed."""
+        return self.path / arm / f"seed-{seed}"
+
+    def metrics(self, arm: str, seed: int) -> Path:
+        """The append-only log of one arm under one seed."""
+        return self.unit(arm, seed) / "metrics.jsonl"
+
+    def evaluation(self, arm: str, seed: int) -> Path:
+        """The final evaluation of one arm under one seed."""
+        return self.unit(arm, seed) / "evaluation.json"
+
+    def checkpoint(self, arm: str, seed: int, step: int) -> Path:
+        """The folder of one checkpoint."""
+        return self.unit(arm, seed) / f"step-{step:06d}"
+
+    def checkpoint_steps(self, arm: str, seed: int) -> list[int]:
+        """The steps that have a finished checkpoint, ascending."""
+        folders = self.unit(arm, seed).glob("step-*")
+        return sorted(int(folder.name.removeprefix("step-")) for folder in folders if folder.name[5:].isdigit())
