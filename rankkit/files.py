@@ -30,6 +30,7 @@ __all__ = [
     "keep_json_lines",
     "prepare_output",
     "read_json_lines",
+    "remove_partial",
     "sha256_of_file",
     "storage_errors",
     "write_atomically",
@@ -112,7 +113,11 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    write_atomically(path, write)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -243,7 +248,9 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RunError(f"{what} must not be in use, but another rankkit process is writing it. Wait for it.") from error
+            raise RunError(
+                f"{what} must not be in use, but another rankkit process is writing it. Wait for it."
+            ) from error
         yield
 
 
@@ -251,10 +258,10 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
 class RunDirectory:
     """Where everything in a run directory lives.
 
-        RUN/run.toml  certificate.json  tokenizer.json  spectrum.h5  figures/
-        RUN/tokens/{train,validation}.npy
-        RUN/ARM/seed-0/metrics.jsonl  evaluation.json
-        RUN/ARM/seed-0/step-000500/{model.safetensors,training.pt,checkpoint.json}
+    RUN/run.toml  certificate.json  tokenizer.json  spectrum.h5  figures/
+    RUN/tokens/{train,validation}.npy
+    RUN/ARM/seed-0/metrics.jsonl  evaluation.json
+    RUN/ARM/seed-0/step-000500/{model.safetensors,training.pt,checkpoint.json}
     """
 
     path: Path

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 __all__ = ["Interval", "bootstrap_over_documents", "mean_interval", "standard_error"]
 
@@ -102,7 +102,7 @@ def bootstrap_over_documents(values: ArrayLike, documents: ArrayLike, /, *, seed
             "Pass the document of every sequence."
         )
     _, index = np.unique(labels, return_inverse=True)
-    totals: NDArray[np.float64] = np.bincount(index, weights=array)
+    totals = np.asarray(np.bincount(index, weights=array), dtype=np.float64)
     sizes = np.bincount(index)
     lower = upper = float("nan")
     if totals.size > 1:

@@ -1,0 +1,278 @@
+"""Attention masks as values: who sees whom, how to compute it fused, and which theorems hold.
+
+`allowed(n)` is the definition. Everything else about a mask (the fused plan, the transpose, the count of visible
+pairs, the triangular rows) is tested against it. Adding a mask is one class here and its tests.
+
+Shapes: n query positions, n key positions; A = softmax(scale Q K^T, masked) is n x n and row-stochastic.
+Positions are 0-based.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from rankkit.errors import ConfigurationError
+from rankkit_kernels.attention import FusedCall, Group
+
+__all__ = ["Backward", "Bidirectional", "Causal", "Mask", "MaskKind", "Prefix", "PrefixTransposed", "batch_groups"]
+
+
+class Mask(ABC):
+    """Who sees whom in self-attention over n positions."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def allowed(self, n: int) -> Tensor:
+        """The definition: "query key", bool, True where query i may see key j. The reference; n^2 memory."""
+
+    @abstractmethod
+    def fused_plan(self, n: int) -> tuple[FusedCall, ...]:
+        """The calls that compute attention under this mask without an n x n mask, rows in order."""
+
+    @abstractmethod
+    def transposed(self) -> Mask:
+        """The mask of A^T: key j is seen by query i here exactly if query j sees key i there."""
+
+    @abstractmethod
+    def visible_pairs(self, n: int) -> int:
+        """How many (query, key) pairs are allowed."""
+
+    @abstractmethod
+    def triangular_rows(self, n: int) -> range:
+        """Rows in which theorem 1 or 2 gives the determinant its diagonal factors A_ii.
+
+        log|det A| = log|det P| + sum over these rows of log A_ii, with P the block of the other rows and columns
+        (empty for a triangular mask: theorem 1; the prefix block for `Prefix`: theorem 2).
+        """
+
+    @abstractmethod
+    def leading(self, size: int) -> Mask:
+        """The mask of the leading size x size block as attention over the first `size` positions alone.
+
+        Raises:
+            ConfigurationError: those rows see keys beyond the block, so that the block is not attention by itself.
+        """
+
+    def attention_flops(self, n: int, head_dim: int) -> int:
+        """Floating-point operations of one head's forward pass: 2 head_dim each for Q K^T and A V per visible pair."""
+        return 4 * head_dim * self.visible_pairs(n)
+
+
+@dataclass(frozen=True, slots=True)
+class Causal(Mask):
+    """GPT: j <= i. A is lower-triangular; det A = prod A_ii > 0 and rank A = n in exact arithmetic."""
+
+    def allowed(self, n: int) -> Tensor:
+        """True where j <= i."""
+        return torch.ones(n, n, dtype=torch.bool).tril()
+
+    def fused_plan(self, n: int) -> tuple[FusedCall, ...]:
+        """One causal call."""
+        return (FusedCall((0, n), (0, n), "past"),)
+
+    def transposed(self) -> Mask:
+        """Backward."""
+        return Backward()
+
+    def visible_pairs(self, n: int) -> int:
+        """Entries of a triangle."""
+        return n * (n + 1) // 2
+
+    def triangular_rows(self, n: int) -> range:
+        """All of them."""
+        return range(n)
+
+    def leading(self, size: int) -> Mask:
+        """Causal again."""
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Backward(Mask):
+    """j >= i. A is upper-triangular, with the theorems of `Causal`."""
+
+    def allowed(self, n: int) -> Tensor:
+        """True where j >= i."""
+        return torch.ones(n, n, dtype=torch.bool).triu()
+
+    def fused_plan(self, n: int) -> tuple[FusedCall, ...]:
+        """One causal call on the reversed sequence."""
+        return (FusedCall((0, n), (0, n), "future"),)
+
+    def transposed(self) -> Mask:
+        """Causal."""
+        return Causal()
+
+    def visible_pairs(self, n: int) -> int:
+        """Entries of a triangle."""
+        return n * (n + 1) // 2
+
+    def triangular_rows(self, n: int) -> range:
+        """All of them."""
+        return range(n)
+
+    def leading(self, size: int) -> Mask:
+        """Refused: the first rows see every later key."""
+        raise ConfigurationError(
+            f"mask must close its first {size} positions off from later ones, got {self}. Measure region `full`."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Bidirectional(Mask):
+    """BERT, T5's encoder: everybody sees everybody. Full rank almost surely, but not triangular."""
+
+    def allowed(self, n: int) -> Tensor:
+        """True everywhere."""
+        return torch.ones(n, n, dtype=torch.bool)
+
+    def fused_plan(self, n: int) -> tuple[FusedCall, ...]:
+        """One call without a mask."""
+        return (FusedCall((0, n), (0, n), "all"),)
+
+    def transposed(self) -> Mask:
+        """Itself."""
+        return self
+
+    def visible_pairs(self, n: int) -> int:
+        """All."""
+        return n * n
+
+    def triangular_rows(self, n: int) -> range:
+        """None."""
+        return range(0)
+
+    def leading(self, size: int) -> Mask:
+        """Refused: the first rows see every later key."""
+        raise ConfigurationError(
+            f"mask must close its first {size} positions off from later ones, got {self}. Measure region `full`."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix(Mask):
+    """UniLM: j < length, or j <= i. A = [[P, 0], [C, L]] with P full and L lower-triangular.
+
+    rank A = rank P + (n - length), and log|det A| = log|det P| + sum over i >= length of log A_ii.
+    """
+
+    length: int
+    """How many positions, from the first, are seen by everybody."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.length, bool) or not isinstance(self.length, int) or self.length < 0:
+            raise ConfigurationError(
+                f"prefix_length must be an integer of at least 0, got {self.length!r}. "
+                "Choose a length within the sequence."
+            )
+
+    def _checked(self, n: int) -> int:
+        if self.length > n:
+            raise ConfigurationError(
+                f"prefix_length must be between 0 and {n} (sequence_length), got {self.length}. "
+                "Shorten the prefix or raise sequence_length."
+            )
+        return self.length
+
+    def allowed(self, n: int) -> Tensor:
+        """True where j < length or j <= i."""
+        positions = torch.arange(n)
+        return (positions < self._checked(n))[None, :] | (positions[None, :] <= positions[:, None])
+
+    def fused_plan(self, n: int) -> tuple[FusedCall, ...]:
+        """The prefix alone without a mask, then the suffix rows aligned to the lower right."""
+        p = self._checked(n)
+        prefix = (FusedCall((0, p), (0, p), "all"),) if p > 0 else ()
+        suffix = (FusedCall((p, n), (0, n), "past"),) if p < n else ()
+        return prefix + suffix
+
+    def transposed(self) -> Mask:
+        """`PrefixTransposed` of the same length."""
+        return PrefixTransposed(self.length)
+
+    def visible_pairs(self, n: int) -> int:
+        """A triangle and the prefix's upper triangle."""
+        p = self._checked(n)
+        return n * (n + 1) // 2 + p * (p - 1) // 2
+
+    def triangular_rows(self, n: int) -> range:
+        """The suffix rows."""
+        return range(self._checked(n), n)
+
+    def leading(self, size: int) -> Mask:
+        """Prefix again; refused inside the prefix, whose rows see all of it."""
+        if size < self.length:
+            raise ConfigurationError(
+                f"size must be at least {self.length} (prefix_length), got {size}. "
+                "Rows of the prefix see all of it; take the whole prefix."
+            )
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixTransposed(Mask):
+    """The transpose of `Prefix`: rows before `length` see all, later ones what does not come before them."""
+
+    length: int
+    """The prefix length of the mask that this one transposes."""
+
+    def allowed(self, n: int) -> Tensor:
+        """True where i < length or j >= i."""
+        positions = torch.arange(n)
+        return (positions < Prefix(self.length)._checked(n))[:, None] | (positions[None, :] >= positions[:, None])
+
+    def fused_plan(self, n: int) -> tuple[FusedCall, ...]:
+        """The first rows without a mask, the others as a reversed causal call among themselves."""
+        p = Prefix(self.length)._checked(n)
+        first = (FusedCall((0, p), (0, n), "all"),) if p > 0 else ()
+        later = (FusedCall((p, n), (p, n), "future"),) if p < n else ()
+        return first + later
+
+    def transposed(self) -> Mask:
+        """`Prefix` of the same length."""
+        return Prefix(self.length)
+
+    def visible_pairs(self, n: int) -> int:
+        """As many as the transpose has."""
+        return Prefix(self.length).visible_pairs(n)
+
+    def triangular_rows(self, n: int) -> range:
+        """Those from `length` on."""
+        return Prefix(self.length).triangular_rows(n)
+
+    def leading(self, size: int) -> Mask:
+        """Refused: the first rows see every later key."""
+        return Backward().leading(size)
+
+
+class MaskKind(StrEnum):
+    """What a configuration holds; `kind.at(prefix_length)` makes the value for one sequence."""
+
+    CAUSAL = "causal"
+    PREFIX = "prefix"
+    BIDIRECTIONAL = "bidirectional"
+    BACKWARD = "backward"
+
+    def at(self, prefix_length: int) -> Mask:
+        """The mask of a sequence with this prefix length; only `PREFIX` depends on it."""
+        if self is MaskKind.PREFIX:
+            return Prefix(prefix_length)
+        return {MaskKind.CAUSAL: Causal(), MaskKind.BIDIRECTIONAL: Bidirectional(), MaskKind.BACKWARD: Backward()}[self]
+
+
+def batch_groups(masks: Sequence[Mask], n: int) -> tuple[Group, ...]:
+    """Runs of equal consecutive masks with their fused plans, for `rankkit_kernels.attention.attend_groups`.
+
+    Args:
+        masks: one per sequence of the batch; sort the batch so that equal ones stand together.
+        n: sequence length.
+    """
+    return tuple(Group(len(list(run)), mask.fused_plan(n)) for mask, run in groupby(masks))

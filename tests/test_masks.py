@@ -1,0 +1,193 @@
+"""Masks against their definition, and theorems 1, 2, 4 and 5 of the mathematics on what they make."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rankkit.errors import ConfigurationError
+from rankkit.masks import Backward, Bidirectional, Causal, Mask, MaskKind, Prefix, PrefixTransposed, batch_groups
+
+
+@st.composite
+def masks_and_lengths(draw: st.DrawFn) -> tuple[Mask, int]:
+    n = draw(st.integers(1, 24))
+    p = draw(st.integers(0, n))
+    return draw(st.sampled_from([Causal(), Backward(), Bidirectional(), Prefix(p), PrefixTransposed(p)])), n
+
+
+def coverage(mask: Mask, n: int) -> torch.Tensor:
+    """What the fused plan lets every row see, straight from the meaning of a call."""
+    seen = torch.zeros(n, n, dtype=torch.bool)
+    for call in mask.fused_plan(n):
+        for row in range(*call.rows):
+            for column in range(*call.columns):
+                visible = {"all": True, "past": column <= row, "future": column >= row}[call.sees]
+                seen[row, column] = visible
+    return seen
+
+
+@given(masks_and_lengths())
+def test_fused_plan_covers_exactly_what_is_allowed_with_rows_in_order(case: tuple[Mask, int]) -> None:
+    mask, n = case
+    assert torch.equal(coverage(mask, n), mask.allowed(n))
+    rows = [row for call in mask.fused_plan(n) for row in range(*call.rows)]
+    assert rows == list(range(n))
+
+
+@given(masks_and_lengths())
+def test_transposed_mask_allows_the_transpose_and_is_an_involution(case: tuple[Mask, int]) -> None:
+    mask, n = case
+    assert torch.equal(mask.transposed().allowed(n), mask.allowed(n).T)
+    assert mask.transposed().transposed() == mask
+
+
+@given(masks_and_lengths())
+def test_visible_pairs_and_flops_count_what_is_allowed(case: tuple[Mask, int]) -> None:
+    mask, n = case
+    assert mask.visible_pairs(n) == int(mask.allowed(n).sum())
+    assert mask.attention_flops(n, 8) == 4 * 8 * int(mask.allowed(n).sum())
+
+
+@given(masks_and_lengths())
+def test_every_row_sees_itself(case: tuple[Mask, int]) -> None:
+    mask, n = case
+    assert bool(mask.allowed(n).diagonal().all())
+
+
+@given(masks_and_lengths(), st.integers(1, 24))
+def test_leading_block_is_closed_or_refused(case: tuple[Mask, int], size: int) -> None:
+    mask, n = case
+    size = min(size, n)
+    try:
+        leading = mask.leading(size)
+    except ConfigurationError:
+        assert bool(mask.allowed(n)[:size, size:].any()) or not isinstance(mask, Causal | Prefix)
+    else:
+        assert not bool(mask.allowed(n)[:size, size:].any())
+        assert torch.equal(leading.allowed(size), mask.allowed(n)[:size, :size])
+
+
+def attention(mask: Mask, n: int, seed: int, spread: float = 1.0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    logits = spread * rng.standard_normal((n, 4)) @ rng.standard_normal((4, n)) / 2
+    weights = np.where(mask.allowed(n).numpy(), np.exp(logits - logits.max()), 0.0)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+@given(st.integers(1, 9), st.integers(0, 10_000), st.sampled_from([Causal(), Backward()]))
+def test_theorem_1_triangular_determinant_is_the_product_of_the_diagonal(n: int, seed: int, mask: Mask) -> None:
+    matrix = attention(mask, n, seed)
+    sign, log_det = np.linalg.slogdet(matrix)
+    assert sign == 1.0
+    rows = list(mask.triangular_rows(n))
+    assert rows == list(range(n))
+    assert log_det == pytest.approx(np.log(matrix.diagonal()[rows]).sum(), abs=1e-9)
+    np.testing.assert_allclose(np.sort(np.linalg.eigvals(matrix).real), np.sort(matrix.diagonal()), atol=1e-6)
+
+
+@given(st.integers(1, 9), st.integers(0, 9), st.integers(0, 10_000))
+def test_theorem_2_prefix_determinant_is_that_of_the_block_times_the_triangular_diagonal(
+    n: int, p: int, seed: int
+) -> None:
+    p = min(p, n)
+    matrix = attention(Prefix(p), n, seed, spread=2.0)
+    log_block = np.linalg.slogdet(matrix[:p, :p])[1] if p else 0.0
+    log_suffix = np.log(matrix.diagonal()[list(Prefix(p).triangular_rows(n))]).sum()
+    assert np.linalg.slogdet(matrix)[1] == pytest.approx(log_block + log_suffix, abs=1e-6)
+
+
+@given(st.integers(2, 8), st.integers(2, 8))
+def test_theorem_2_only_the_prefix_block_can_lose_rank(n: int, p: int) -> None:
+    p = min(p, n)
+    weights = Prefix(p).allowed(n).double().numpy()  # all logits equal: the block has rank 1
+    matrix = weights / weights.sum(axis=1, keepdims=True)
+    assert np.linalg.matrix_rank(matrix[:p, :p]) == 1
+    assert np.linalg.matrix_rank(matrix) == 1 + n - p
+
+
+def test_theorem_3_log_determinant_from_the_diagonal_is_right_where_lapack_is_not() -> None:
+    from mpmath import mp, mpf
+
+    rng = np.random.default_rng(0)
+    n, p, d = 64, 32, 16
+    query, key = 1.5 * rng.standard_normal((2, n, d))
+    with mp.workdps(80):
+        logits = [[mp.fdot(zip(map(mpf, q), map(mpf, k), strict=True)) / 4 for k in key] for q in query]
+        allowed = Prefix(p).allowed(n)
+        rows = []
+        for i in range(n):
+            weights = [mp.exp(logits[i][j]) if allowed[i, j] else mpf(0) for j in range(n)]
+            total = sum(weights)
+            rows.append([weight / total for weight in weights])
+        exact = mp.log(abs(mp.det(mp.matrix(rows))))
+        block = mp.log(abs(mp.det(mp.matrix([row[:p] for row in rows[:p]]))))
+        suffix = sum(mp.log(rows[i][i]) for i in Prefix(p).triangular_rows(n))
+        assert abs(exact - (block + suffix)) < mpf(10) ** -50
+        singular = np.linalg.svd(np.array(rows, dtype=np.float64), compute_uv=False)
+        assert abs(np.log(singular).sum() - float(exact)) > 1  # the sum of log singular values is noise here
+
+
+def test_theorem_5_bidirectional_softmax_attention_is_full_rank_even_at_head_size_one() -> None:
+    from mpmath import mp, mpf
+
+    rng = np.random.default_rng(1)
+    n = 6
+    query, key = rng.standard_normal((2, n))
+    with mp.workdps(60):
+        weights = mp.matrix([[mp.exp(mpf(q) * mpf(k)) for k in key] for q in query])
+        assert abs(mp.det(weights)) > 0
+        assert abs(mp.det(weights)) < mpf(10) ** -8  # full rank, and yet no float64 tolerance would say so
+
+
+def test_theorem_8_uniform_causal_attention_has_the_determinant_of_a_factorial() -> None:
+    n = 12
+    weights = Causal().allowed(n).double()
+    matrix = weights / weights.sum(dim=1, keepdim=True)
+    assert float(torch.linalg.slogdet(matrix)[1]) == pytest.approx(-math.lgamma(n + 1), abs=1e-12)
+
+
+@given(st.integers(1, 16))
+def test_prefix_mask_equals_causal_when_prefix_is_empty_and_bidirectional_when_it_is_everything(n: int) -> None:
+    assert torch.equal(Prefix(0).allowed(n), Causal().allowed(n))
+    assert torch.equal(Prefix(1).allowed(n), Causal().allowed(n))
+    assert torch.equal(Prefix(n).allowed(n), Bidirectional().allowed(n))
+
+
+def test_kind_makes_the_value_for_one_sequence() -> None:
+    assert MaskKind("prefix").at(5) == Prefix(5)
+    assert MaskKind("causal").at(5) == Causal()
+    assert MaskKind("bidirectional").at(5) == Bidirectional()
+    assert MaskKind("backward").at(5) == Backward()
+
+
+def test_batch_groups_join_equal_neighbours() -> None:
+    groups = batch_groups([Prefix(2), Prefix(2), Prefix(4), Causal()], 8)
+    assert [(group.size, group.plan) for group in groups] == [
+        (2, Prefix(2).fused_plan(8)),
+        (1, Prefix(4).fused_plan(8)),
+        (1, Causal().fused_plan(8)),
+    ]
+
+
+def test_masks_are_values() -> None:
+    assert Prefix(3) == Prefix(3)
+    assert len({Prefix(3), Prefix(3), Prefix(4), Causal(), Causal()}) == 3
+    with pytest.raises(AttributeError):
+        Prefix(3).length = 4
+
+
+def test_impossible_prefixes_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="prefix_length must be an integer of at least 0, got -1"):
+        Prefix(-1)
+    with pytest.raises(ConfigurationError, match="prefix_length must be an integer of at least 0, got True"):
+        Prefix(True)
+    with pytest.raises(ConfigurationError, match=r"prefix_length must be between 0 and 8 \(sequence_length\), got 9"):
+        Prefix(9).fused_plan(8)
+    with pytest.raises(ConfigurationError, match="mask must close its first 3 positions"):
+        Bidirectional().leading(3)
+    with pytest.raises(ConfigurationError, match=r"size must be at least 5 \(prefix_length\), got 3"):
+        Prefix(5).leading(3)
