@@ -54,6 +54,10 @@ class Mask(ABC):
         """
 
     @abstractmethod
+    def foreseeing_rows(self, n: int) -> range:
+        """Rows t that see position t + 1: a next-token loss on them would be given the answer."""
+
+    @abstractmethod
     def leading(self, size: int) -> Mask:
         """The mask of the leading size x size block as attention over the first `size` positions alone.
 
@@ -90,6 +94,10 @@ class Causal(Mask):
         """All of them."""
         return range(n)
 
+    def foreseeing_rows(self, n: int) -> range:
+        """None."""
+        return range(0)
+
     def leading(self, size: int) -> Mask:
         """Causal again."""
         return self
@@ -118,6 +126,10 @@ class Backward(Mask):
     def triangular_rows(self, n: int) -> range:
         """All of them."""
         return range(n)
+
+    def foreseeing_rows(self, n: int) -> range:
+        """All that have a next position."""
+        return range(n - 1)
 
     def leading(self, size: int) -> Mask:
         """Refused: the first rows see every later key."""
@@ -149,6 +161,10 @@ class Bidirectional(Mask):
     def triangular_rows(self, n: int) -> range:
         """None."""
         return range(0)
+
+    def foreseeing_rows(self, n: int) -> range:
+        """All that have a next position."""
+        return range(n - 1)
 
     def leading(self, size: int) -> Mask:
         """Refused: the first rows see every later key."""
@@ -207,6 +223,10 @@ class Prefix(Mask):
         """The suffix rows."""
         return range(self._checked(n), n)
 
+    def foreseeing_rows(self, n: int) -> range:
+        """Those inside the prefix, but for its last."""
+        return range(max(self._checked(n) - 1, 0))
+
     def leading(self, size: int) -> Mask:
         """Prefix again; refused inside the prefix, whose rows see all of it."""
         if size < self.length:
@@ -247,6 +267,10 @@ class PrefixTransposed(Mask):
     def triangular_rows(self, n: int) -> range:
         """Those from `length` on."""
         return Prefix(self.length).triangular_rows(n)
+
+    def foreseeing_rows(self, n: int) -> range:
+        """All that have a next position."""
+        return range(n - 1)
 
     def leading(self, size: int) -> Mask:
         """Refused: the first rows see every later key."""

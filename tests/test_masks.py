@@ -53,6 +53,13 @@ def test_visible_pairs_and_flops_count_what_is_allowed(case: tuple[Mask, int]) -
 
 
 @given(masks_and_lengths())
+def test_foreseeing_rows_are_those_that_see_their_successor(case: tuple[Mask, int]) -> None:
+    mask, n = case
+    allowed = mask.allowed(n)
+    assert list(mask.foreseeing_rows(n)) == [row for row in range(n - 1) if bool(allowed[row, row + 1])]
+
+
+@given(masks_and_lengths())
 def test_every_row_sees_itself(case: tuple[Mask, int]) -> None:
     mask, n = case
     assert bool(mask.allowed(n).diagonal().all())

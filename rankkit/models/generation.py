@@ -1,0 +1,61 @@
+"""Writing on: greedy or seeded sampling with cached keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from rankkit.errors import ConfigurationError
+from rankkit.models.transformer import KeyValueCache, Transformer
+
+__all__ = ["generate"]
+
+
+@torch.no_grad()
+def generate(
+    model: Transformer, prompt: list[int], *, max_tokens: int, temperature: float = 0.0, seed: int = 0
+) -> Iterator[int]:
+    """Continue a prompt token by token.
+
+    The prompt is the prefix: a bidirectional-prefix model reads it in both directions, once, and everything it writes is
+    causal after it. Keys and values are cached, which changes no prediction: rows that are already there never see
+    what comes later.
+
+    Args:
+        model: in evaluation mode, on any device.
+        prompt: token ids, at least one.
+        max_tokens: how many to write; prompt and continuation must fit the model's sequence_length.
+        temperature: 0 takes the most likely token; otherwise logits are divided by it and sampled.
+        seed: of the sampling; the same seed gives the same text on the same machine.
+
+    Yields:
+        One token id at a time.
+
+    Raises:
+        ConfigurationError: an empty prompt, one that leaves no room, or a negative temperature.
+    """
+    limit = model.config.sequence_length
+    if not prompt:
+        raise ConfigurationError("prompt must hold at least one token, got none. Put some text into the prompt file.")
+    if len(prompt) + max_tokens > limit or max_tokens < 1:
+        raise ConfigurationError(
+            f"prompt and continuation must fit {limit} tokens (sequence_length), got {len(prompt)} + {max_tokens}. "
+            "Shorten the prompt or lower --max-tokens."
+        )
+    if temperature < 0:
+        raise ConfigurationError(f"temperature must be at least 0, got {temperature}. Use 0 for the most likely token.")
+    cache = KeyValueCache()
+    random = np.random.Generator(np.random.Philox(seed))
+    tokens = torch.tensor([prompt], device=model.device)
+    for _ in range(max_tokens):
+        hidden = model(tokens, len(prompt) if cache.length == 0 else 0, cache=cache)
+        logits = model.logits(hidden[0, -1]).double().cpu().numpy()
+        if temperature == 0:
+            token = int(logits.argmax())
+        else:
+            # Gumbel's trick: the largest of logit / temperature + noise is a sample of the softmax.
+            token = int((logits / temperature + random.gumbel(size=logits.size)).argmax())
+        yield token
+        tokens = torch.tensor([[token]], device=model.device)

@@ -1,0 +1,70 @@
+"""What an arm holds and consumes, hashed by the arm itself.
+
+Each of three things that enter the loss (tokens, prefix lengths, target rows) has a chain: after step k it is
+SHA-256(chain before, SHA-256 of what entered at step k). Two arms consumed the same if and only if their
+chains are equal, at every step up to where they are compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rankkit.training.objective import TargetRows
+
+__all__ = ["CHAINS", "Consumption", "parameter_hashes", "tensors_hash"]
+
+CHAINS = ("tokens", "prefix_lengths", "target_rows")
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    contiguous = tensor.detach().cpu().contiguous()
+    return contiguous.view(torch.uint8).numpy().tobytes() if contiguous.numel() else b""
+
+
+class Consumption:
+    """The three chains of one arm.
+
+    Args:
+        chains: where they stand, by name; empty at step 0.
+    """
+
+    def __init__(self, chains: Mapping[str, str] | None = None) -> None:
+        self.chains = dict(chains) if chains is not None else dict.fromkeys(CHAINS, "")
+
+    def add(self, tokens: Tensor, prefix_lengths: Sequence[int], rows: TargetRows) -> None:
+        """Extend the chains by one step, from the very tensors that enter the model and its loss.
+
+        Args:
+            tokens: "sequence position", int64.
+            prefix_lengths: one per sequence.
+            rows: what is predicted.
+        """
+        pairs = torch.stack((rows.sequences, rows.rows, rows.targets))
+        entered = {
+            "tokens": _bytes(tokens),
+            "prefix_lengths": np.asarray(prefix_lengths, dtype="<i8").tobytes(),
+            "target_rows": _bytes(pairs),
+        }
+        for name, content in entered.items():
+            link = self.chains[name].encode() + hashlib.sha256(content).digest()
+            self.chains[name] = hashlib.sha256(link).hexdigest()
+
+
+def parameter_hashes(model: nn.Module) -> dict[str, str]:
+    """SHA-256 of every parameter's shape, dtype and bytes, by name."""
+    return {name: tensors_hash({name: parameter}) for name, parameter in model.named_parameters()}
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes, dtypes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()

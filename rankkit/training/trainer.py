@@ -1,0 +1,157 @@
+"""One arm under one seed, from its first step to its last."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from rankkit.data.evaluation import evaluation_sequences
+from rankkit.data.stream import BatchStream
+from rankkit.data.tokens import TokenFiles
+from rankkit.errors import NonFiniteLossError
+from rankkit.models.transformer import Transformer, uniform_attention
+from rankkit.training.config import ArmConfig, TrainConfig
+from rankkit.training.consumption import Consumption
+from rankkit.training.evaluation import Evaluation, evaluate
+from rankkit.training.objective import target_rows, token_losses
+
+__all__ = ["StepRecord", "Trainer", "learning_rate"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """What one optimizer step did."""
+
+    step: int
+    """Steps finished, this one included."""
+    loss: float
+    """Mean cross-entropy of the predicted tokens before the step, nats per token."""
+    gradient_norm: float
+    """Norm of the whole gradient before clipping."""
+    learning_rate: float
+    """Of this step."""
+    tokens: int
+    """Tokens read so far."""
+    loss_tokens: int
+    """Tokens predicted so far."""
+    chains: dict[str, str]
+    """What has been consumed, hashed (`consumption`)."""
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warmup to the peak, then a cosine to its final fraction, for the step counted from 0."""
+    warmup = max(1, round(config.warmup_fraction * config.steps))
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, config.steps - warmup)
+    final = config.final_learning_rate_fraction
+    return config.learning_rate * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW, fused, that decays matrices and leaves the gains of norms alone."""
+    matrices = [parameter for parameter in model.parameters() if parameter.dim() >= 2]
+    gains = [parameter for parameter in model.parameters() if parameter.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": gains, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
+
+
+class Trainer:
+    """A model, its optimizer and its place in the stream.
+
+    Args:
+        config: the arm.
+        seed: of initial weights and batches.
+        tokens: prepared text.
+        device: where to train.
+    """
+
+    def __init__(self, config: ArmConfig, *, seed: int, tokens: TokenFiles, device: torch.device) -> None:
+        self.config, self.seed, self.device = config, seed, device
+        self.step = 0
+        self.loss_tokens = 0
+        self.consumption = Consumption()
+        self.model = Transformer(config.model, seed=seed).to(device)
+        self.optimizer = _optimizer(self.model, config.train)
+        n = config.model.sequence_length
+        self.stream = BatchStream(
+            tokens.train,
+            seed=seed,
+            batch_size=config.train.batch_size,
+            sequence_length=n,
+            prefix_lengths=config.train.prefix_lengths(n),
+        )
+        self.evaluation_tokens = evaluation_sequences(
+            tokens, count=config.train.evaluation_sequences, sequence_length=n
+        ).tokens
+        if config.train.compile:
+            for block in self.model.blocks:
+                block.compile()
+
+    def train_step(self) -> StepRecord:
+        """One optimizer step on the next batch of the stream.
+
+        Raises:
+            NonFiniteLossError: the loss or the gradient is not a finite number; the weights are then untouched.
+        """
+        train = self.config.train
+        rate = learning_rate(train, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss, count = self._accumulate_gradients()
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), train.gradient_clip))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise NonFiniteLossError(
+                f"loss and gradient must stay finite, got loss {loss} and gradient norm {norm} at step {self.step + 1}. "
+                "Lower train.learning_rate or raise train.warmup_fraction; the checkpoints before it are kept."
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.loss_tokens += count
+        tokens = self.step * train.batch_size * self.config.model.sequence_length
+        return StepRecord(self.step, loss, norm, rate, tokens, self.loss_tokens, dict(self.consumption.chains))
+
+    def _accumulate_gradients(self) -> tuple[float, int]:
+        """Forward and backward over the batch in micro-batches; mean loss over all predicted tokens and their number."""
+        batch = self.stream.batch(self.step)
+        tokens = torch.from_numpy(batch.tokens).to(self.device)
+        lengths = batch.prefix_lengths
+        rows = target_rows(self.config.train.objective, self.config.model.mask, tokens, lengths)
+        self.consumption.add(tokens, lengths, rows)
+        count = len(rows.targets)
+        size = self.config.train.micro_batch_size or len(tokens)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for start in range(0, len(tokens), size):
+            part, part_lengths = tokens[start : start + size], lengths[start : start + size]
+            part_rows = target_rows(self.config.train.objective, self.config.model.mask, part, part_lengths)
+            with self._autocast():
+                losses = token_losses(self.model, part, part_lengths, part_rows)
+            (losses.sum() / count).backward()
+            total += losses.detach().double().sum()
+        return float(total / count), count
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        if self.config.train.precision == "bfloat16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+    @property
+    def prefix_length(self) -> int:
+        """The one prefix length of every evaluation."""
+        return self.config.train.evaluation_prefix_length(self.config.model.sequence_length)
+
+    def evaluate(self) -> Evaluation:
+        """Suffix loss on the held-out sequences."""
+        with self._autocast():
+            return evaluate(self.model, self.evaluation_tokens, self.prefix_length)
+
+    def evaluate_without_attention(self) -> Evaluation:
+        """The same with every head attending to all it sees alike: what attention's choices buy is the difference."""
+        with self._autocast(), uniform_attention(self.model):
+            return evaluate(self.model, self.evaluation_tokens, self.prefix_length)

@@ -1,0 +1,202 @@
+"""A unit: one arm under one seed, trained alone, interruptible at every step, resumable to the same bits.
+
+`train_unit` is a generator, so that whoever drives it decides what runs side by side: one process may step several
+units in turn, or every unit may have a process of its own. It yields a message for everything that happens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+
+from rankkit.data.tokens import open_tokens
+from rankkit.errors import RunError
+from rankkit.files import RunDirectory, append_json_line, keep_json_lines, remove_partial, write_json
+from rankkit.training.checkpoints import CheckpointFacts, latest_resumable_step, read_facts, restore, save
+from rankkit.training.config import ArmConfig
+from rankkit.training.evaluation import Evaluation
+from rankkit.training.trainer import StepRecord, Trainer
+
+__all__ = ["Evaluated", "Finished", "Interrupted", "Message", "Ready", "Saved", "Stepped", "train_unit"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The unit is about to take its first or next step."""
+
+    arm: str
+    seed: int
+    initial: CheckpointFacts
+    """Of step 0: what it began with."""
+    step: int
+    """Where it stands; more than 0 when resumed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """One optimizer step is done."""
+
+    arm: str
+    seed: int
+    record: StepRecord
+    seconds: float
+    """That the step took."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """The held-out loss at a step."""
+
+    arm: str
+    seed: int
+    step: int
+    loss: float
+    """Nats per suffix token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A checkpoint is on the disk."""
+
+    facts: CheckpointFacts
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """The unit stopped as asked, after saving."""
+
+    arm: str
+    seed: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The unit is complete: last checkpoint and evaluation are on the disk."""
+
+    arm: str
+    seed: int
+    loss: float
+
+
+Message = Ready | Stepped | Evaluated | Saved | Interrupted | Finished
+
+
+def train_unit(
+    run: RunDirectory, arm: str, config: ArmConfig, seed: int, *, device: torch.device, stop: Callable[[], bool]
+) -> Iterator[Message]:
+    """Train one arm under one seed, from its newest checkpoint or from the beginning.
+
+    A unit that is complete yields `Finished` at once. The log keeps only lines up to the checkpoint that it continues
+    from, so that an interrupted run ends with the log of an uninterrupted one.
+
+    Args:
+        run: where its files live; the token files must be there.
+        arm: its name, for paths.
+        config: everything about it.
+        seed: of initial weights and batches.
+        device: where to train.
+        stop: asked after every step; once true, the unit saves, yields `Interrupted` and ends.
+
+    Yields:
+        What happens.
+
+    Raises:
+        RunError: damaged files in the run directory.
+        NonFiniteLossError: training left the real numbers; the last checkpoint is kept.
+        StorageError: the disk refused; the last checkpoint is kept.
+    """
+    if run.evaluation(arm, seed).is_file():
+        yield Finished(arm, seed, _finished_loss(run, arm, seed))
+        return
+    trainer = Trainer(config, seed=seed, tokens=open_tokens(run.tokens), device=device)
+    initial = _begin(trainer, run, arm)
+    yield Ready(arm, seed, initial, trainer.step)
+    train = config.train
+    while trainer.step < train.steps:
+        started = perf_counter()
+        record = trainer.train_step()
+        seconds = perf_counter() - started
+        yield Stepped(arm, seed, record, seconds)
+        last = trainer.step == train.steps
+        if trainer.step % train.log_interval == 0 or last:
+            _log_step(run, arm, trainer, record, seconds)
+        if trainer.step % train.evaluation_interval == 0 or last:
+            yield _evaluate(run, arm, trainer)
+        interrupted = stop()
+        if trainer.step % train.checkpoint_interval == 0 or last or interrupted:
+            yield Saved(save(trainer, run, arm))
+        if interrupted and not last:
+            yield Interrupted(arm, seed, trainer.step)
+            return
+    yield _finish(run, arm, trainer)
+
+
+def _begin(trainer: Trainer, run: RunDirectory, arm: str) -> CheckpointFacts:
+    """Restore the newest checkpoint, or write the first one; returns the facts of step 0."""
+    folder = run.unit(arm, trainer.seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_partial(folder)
+    step = latest_resumable_step(run, arm, trainer.seed)
+    if step is None:
+        keep_json_lines(run.metrics(arm, trainer.seed), lambda line: False)
+        facts = save(trainer, run, arm)
+        _evaluate(run, arm, trainer)
+        return facts
+    restore(trainer, run, arm, step)
+    keep_json_lines(run.metrics(arm, trainer.seed), lambda line: int(line["step"]) <= step)
+    return read_facts(run.checkpoint(arm, trainer.seed, 0))
+
+
+def _log_step(run: RunDirectory, arm: str, trainer: Trainer, record: StepRecord, seconds: float) -> None:
+    line = {
+        "kind": "train",
+        "step": record.step,
+        "loss": record.loss,
+        "gradient_norm": record.gradient_norm,
+        "learning_rate": record.learning_rate,
+        "tokens": record.tokens,
+        "loss_tokens": record.loss_tokens,
+        "seconds": seconds,
+    }
+    append_json_line(run.metrics(arm, trainer.seed), line)
+
+
+def _evaluate(run: RunDirectory, arm: str, trainer: Trainer) -> Evaluated:
+    found = trainer.evaluate()
+    line = {"kind": "evaluation", "step": trainer.step, "loss": found.loss}
+    append_json_line(run.metrics(arm, trainer.seed), line)
+    return Evaluated(arm, trainer.seed, trainer.step, found.loss)
+
+
+def _finish(run: RunDirectory, arm: str, trainer: Trainer) -> Finished:
+    """Write the final evaluation, whose presence says that the unit is complete."""
+    found, uniform = trainer.evaluate(), trainer.evaluate_without_attention()
+
+    def listed(evaluation: Evaluation) -> dict[str, list[float]]:
+        return {"by_sequence": evaluation.by_sequence.tolist(), "by_position": evaluation.by_position.tolist()}
+
+    document = {
+        "rankkit_evaluation": 1,
+        "step": trainer.step,
+        "prefix_length": trainer.prefix_length,
+        "loss_tokens": trainer.loss_tokens,
+        "loss": found.loss,
+        "uniform_attention_loss": uniform.loss,
+        "trained": listed(found),
+        "uniform_attention": listed(uniform),
+    }
+    write_json(run.evaluation(arm, trainer.seed), document)
+    return Finished(arm, trainer.seed, found.loss)
+
+
+def _finished_loss(run: RunDirectory, arm: str, seed: int) -> float:
+    path = run.evaluation(arm, seed)
+    try:
+        return float(json.loads(path.read_text(encoding="utf-8"))["loss"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} must hold a finished evaluation, got: {error}. Delete it and --resume.") from error
