@@ -77,20 +77,26 @@ class Trainer:
         self.consumption = Consumption()
         self.model = Transformer(config.model, seed=seed).to(device)
         self.optimizer = _optimizer(self.model, config.train)
+        self.stream = self.stream_of(config, seed=seed, tokens=tokens)
         n = config.model.sequence_length
-        self.stream = BatchStream(
-            tokens.train,
-            seed=seed,
-            batch_size=config.train.batch_size,
-            sequence_length=n,
-            prefix_lengths=config.train.prefix_lengths(n),
-        )
         self.evaluation_tokens = evaluation_sequences(
             tokens, count=config.train.evaluation_sequences, sequence_length=n
         ).tokens
         if config.train.compile:
             for block in self.model.blocks:
                 block.compile()
+
+    @staticmethod
+    def stream_of(config: ArmConfig, *, seed: int, tokens: TokenFiles) -> BatchStream:
+        """The batches that an arm with this configuration and seed reads; the same for arms that share them."""
+        n = config.model.sequence_length
+        return BatchStream(
+            tokens.train,
+            seed=seed,
+            batch_size=config.train.batch_size,
+            sequence_length=n,
+            prefix_lengths=config.train.prefix_lengths(n),
+        )
 
     def train_step(self) -> StepRecord:
         """One optimizer step on the next batch of the stream.

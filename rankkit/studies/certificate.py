@@ -1,0 +1,239 @@
+"""The proof that arms match: what each arm hashed of itself, compared.
+
+For every two arms of a seed the certificate lists the configuration fields in which they differ, which must be the
+declared ones, and whether initial weights, tokens, prefix lengths and target rows were the same at every
+checkpoint. It is made from files alone, so that units trained on other machines are compared like local ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import combinations
+from typing import Any
+
+import torch
+
+from rankkit.errors import MatchError
+from rankkit.files import write_json
+from rankkit.models.transformer import Transformer
+from rankkit.studies.run import Run
+from rankkit.training.checkpoints import CheckpointFacts, read_facts
+from rankkit.training.config import ARMS, ArmConfig, differing_fields
+from rankkit.training.consumption import CHAINS, Consumption, parameter_hashes
+from rankkit.training.objective import target_rows
+from rankkit.training.trainer import Trainer
+
+__all__ = [
+    "MatchWatch",
+    "build_certificate",
+    "certificate_problems",
+    "declared_fields",
+    "recompute_problems",
+    "write_certificate",
+]
+
+
+def declared_fields(one: str, other: str) -> list[str]:
+    """Fields in which two arms declare to differ."""
+    return sorted(key for key in ARMS[one] if ARMS[one][key] != ARMS[other][key])
+
+
+def _must_match(one: str, other: str) -> list[str]:
+    """The chains that two arms must share; target rows follow the objective."""
+    return [chain for chain in CHAINS if not (chain == "target_rows" and "objective" in declared_fields(one, other))]
+
+
+_MEANING = {"tokens": "tokens", "prefix_lengths": "prefix lengths", "target_rows": "target rows"}
+
+
+def compare_chains(one: CheckpointFacts, other: CheckpointFacts) -> list[str]:
+    """What two arms did not consume alike up to the same step, named."""
+    return [
+        f"{_MEANING[chain]} up to step {one.step}"
+        for chain in _must_match(one.arm, other.arm)
+        if one.chains[chain] != other.chains[chain]
+    ]
+
+
+def compare_initial(one: CheckpointFacts, other: CheckpointFacts) -> list[str]:
+    """Weights in which two arms differed at step 0, named."""
+    names = one.parameters.keys() | other.parameters.keys()
+    wrong = sorted(name for name in names if one.parameters.get(name) != other.parameters.get(name))
+    return [f"initial weights of {name}" for name in wrong]
+
+
+def _mismatch(one: str, other: str, seed: int, what: list[str]) -> MatchError:
+    return MatchError(
+        f"arms {one} and {other} must differ in {' and '.join(declared_fields(one, other))} alone, but under seed {seed} "
+        f"they also differ in {'; '.join(what[:3])}. The run was stopped; its checkpoints are kept for inspection."
+    )
+
+
+class MatchWatch:
+    """Compares what arms report while they train, and with what is already on disk.
+
+    Args:
+        run: whose units are watched.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._steps: dict[tuple[int, int], dict[str, Mapping[str, str]]] = {}
+
+    def started(self, initial: CheckpointFacts) -> None:
+        """Compare initial weights with those of the seed's other arms.
+
+        Raises:
+            MatchError: they differ.
+        """
+        self._compare_with_files(initial, compare_initial)
+
+    def stepped(self, arm: str, seed: int, step: int, chains: Mapping[str, str]) -> None:
+        """Compare what two arms have consumed, as soon as both have reached a step.
+
+        Raises:
+            MatchError: it differs.
+        """
+        reported = self._steps.setdefault((seed, step), {})
+        for other, others_chains in reported.items():
+            wrong = [chain for chain in _must_match(arm, other) if chains[chain] != others_chains[chain]]
+            if wrong:
+                what = [f"{_MEANING[chain]} of step {step}" for chain in wrong]
+                raise _mismatch(other, arm, seed, what)
+        reported[arm] = chains
+        if len(reported) == len(self._run.config.arms):
+            del self._steps[seed, step]
+
+    def saved(self, facts: CheckpointFacts) -> None:
+        """Compare a checkpoint with the other arms' checkpoints of the same step.
+
+        Raises:
+            MatchError: they consumed different things.
+        """
+        self._compare_with_files(facts, compare_chains)
+
+    def _compare_with_files(self, facts: CheckpointFacts, compare: Any) -> None:
+        for other in self._run.config.arms:
+            folder = self._run.directory.checkpoint(other, facts.seed, facts.step)
+            if other != facts.arm and (folder / "checkpoint.json").is_file():
+                what = compare(facts, read_facts(folder))
+                if what:
+                    raise _mismatch(facts.arm, other, facts.seed, what)
+
+
+def _facts_by_step(run: Run, arm: str, seed: int) -> dict[int, CheckpointFacts]:
+    steps = run.directory.checkpoint_steps(arm, seed)
+    return {step: read_facts(run.directory.checkpoint(arm, seed, step)) for step in steps}
+
+
+def build_certificate(run: Run) -> dict[str, Any]:
+    """The certificate from the checkpoints on disk.
+
+    Returns:
+        A JSON object: `units` (what each arm hashed of itself) and `pairs` (the comparison of every two arms by seed), and
+        `matched`, true when every pair that can be compared matches.
+    """
+    facts = {unit: _facts_by_step(run, *unit) for unit in run.config.units}
+    pairs = list(_pairs(run, facts))
+    return {
+        "rankkit_certificate": 1,
+        "matched": all(pair["matched"] for pair in pairs),
+        "corpus": {"description": run.tokens().description},
+        "units": [_unit_entry(arm, seed, by_step) for (arm, seed), by_step in facts.items()],
+        "pairs": pairs,
+    }
+
+
+def _unit_entry(arm: str, seed: int, by_step: Mapping[int, CheckpointFacts]) -> dict[str, Any]:
+    return {
+        "arm": arm,
+        "seed": seed,
+        "initial_weights": by_step[0].parameters if 0 in by_step else {},
+        "checkpoints": {
+            str(step): {
+                "consumed": facts.chains,
+                "weights_sha256": facts.weights_sha256,
+                "loss_tokens": facts.loss_tokens,
+            }
+            for step, facts in by_step.items()
+        },
+    }
+
+
+def _pairs(run: Run, facts: Mapping[tuple[str, int], Mapping[int, CheckpointFacts]]) -> Iterator[dict[str, Any]]:
+    for seed in run.config.seeds:
+        for one, other in combinations(run.config.arms, 2):
+            fields = differing_fields(run.config.arm(one), run.config.arm(other))
+            first, second = facts[one, seed], facts[other, seed]
+            common = sorted(first.keys() & second.keys())
+            problems = [f"undeclared field {name}" for name in fields if name not in declared_fields(one, other)]
+            if 0 in common:
+                problems += compare_initial(first[0], second[0])
+            for step in common:
+                problems += compare_chains(first[step], second[step])
+            yield {
+                "arms": [one, other],
+                "seed": seed,
+                "declared": declared_fields(one, other),
+                "fields": {name: [str(value) for value in values] for name, values in fields.items()},
+                "compared": ["initial weights", *(_MEANING[chain] for chain in _must_match(one, other))],
+                "steps": common,
+                "problems": problems,
+                "matched": not problems and bool(common),
+            }
+
+
+def write_certificate(run: Run) -> dict[str, Any]:
+    """Build and write `certificate.json`; returns it."""
+    certificate = build_certificate(run)
+    write_json(run.directory.certificate, certificate)
+    return certificate
+
+
+def certificate_problems(certificate: Mapping[str, Any]) -> list[str]:
+    """Every undeclared difference that a certificate lists, as sentences."""
+    return [
+        f"{pair['arms'][0]} and {pair['arms'][1]}, seed {pair['seed']}: {problem}"
+        for pair in certificate["pairs"]
+        for problem in pair["problems"]
+    ]
+
+
+def recompute_problems(run: Run) -> list[str]:
+    """Recompute from configuration and text what every arm must have held and consumed, and compare.
+
+    Initial weights are drawn again from the seed, and the whole stream is read again up to the last checkpoint, so a
+    certificate cannot agree with itself by accident: it takes the same configuration, the same text and the same code.
+
+    Returns:
+        What does not agree, as sentences; empty when everything does.
+    """
+    problems = []
+    for arm, seed in run.config.units:
+        by_step = _facts_by_step(run, arm, seed)
+        if not by_step:
+            continue
+        config = run.config.arm(arm)
+        if 0 in by_step and parameter_hashes(Transformer(config.model, seed=seed)) != by_step[0].parameters:
+            problems.append(f"{arm}, seed {seed}: initial weights are not those of its configuration and seed")
+        chains = dict(_replayed_chains(run, config, seed, max(by_step)))
+        problems += [
+            f"{arm}, seed {seed}, step {step}: {_MEANING[chain]} consumed are not those of its configuration and text"
+            for step, facts in by_step.items()
+            for chain in CHAINS
+            if facts.chains[chain] != chains[step][chain]
+        ]
+    return problems
+
+
+def _replayed_chains(run: Run, config: ArmConfig, seed: int, steps: int) -> Iterator[tuple[int, dict[str, str]]]:
+    """The chains after every step, from the stream alone."""
+    stream = Trainer.stream_of(config, seed=seed, tokens=run.tokens())
+    consumption = Consumption()
+    yield 0, dict(consumption.chains)
+    for step in range(steps):
+        batch = stream.batch(step)
+        tokens = torch.from_numpy(batch.tokens)
+        rows = target_rows(config.train.objective, config.model.mask, tokens, batch.prefix_lengths)
+        consumption.add(tokens, batch.prefix_lengths, rows)
+        yield step + 1, dict(consumption.chains)

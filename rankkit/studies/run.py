@@ -1,0 +1,146 @@
+"""A run on disk: made once, opened by every verb after it."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rankkit.data.config import DataConfig
+from rankkit.data.tokens import TokenFiles, open_tokens, prepare_tokens
+from rankkit.errors import ConfigurationError, RunError
+from rankkit.files import RunDirectory, prepare_output, storage_errors, write_text
+from rankkit.models.config import ModelConfig
+from rankkit.training.config import ARMS, ArmConfig, RunConfig, TrainConfig
+from rankkit.training.environment import environment
+from rankkit.training.settings import from_table, to_table, toml_text
+
+__all__ = ["Run", "create_run", "open_run"]
+
+FORMAT = 1  # of run.toml; a newer one is refused
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run directory together with its configuration."""
+
+    directory: RunDirectory
+    """Where its files are."""
+    config: RunConfig
+    """Arms, seeds and what they share."""
+    facts: Mapping[str, Any]
+    """`command`, `created` and `environment` as recorded when it was made."""
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of each worker; fixed for the life of the run, because results depend on it in the last bits."""
+        return int(self.facts["environment"]["threads"])
+
+    @property
+    def prefix_length(self) -> int:
+        """The one prefix length of evaluation and spectra."""
+        return self.config.base.train.evaluation_prefix_length(self.config.base.model.sequence_length)
+
+    def tokens(self) -> TokenFiles:
+        """The prepared text, memory-mapped."""
+        return open_tokens(self.directory.tokens)
+
+    def finished(self, arm: str, seed: int) -> bool:
+        """Whether a unit is complete."""
+        return self.directory.evaluation(arm, seed).is_file()
+
+    @property
+    def unfinished(self) -> list[tuple[str, int]]:
+        """Units that are not complete."""
+        return [unit for unit in self.config.units if not self.finished(*unit)]
+
+
+def create_run(
+    config: RunConfig, path: Path, *, device: torch.device, threads: int, command: str, force: bool = False
+) -> Run:
+    """Prepare the text and write the resolved configuration.
+
+    `run.toml` is written last: a folder without it is not a run, and a failure leaves nothing that looks like one.
+
+    Args:
+        config: arms, seeds and what they share; its vocabulary is replaced by the tokenizer's.
+        path: of the run directory.
+        device: where it will train; decides the recorded kernel.
+        threads: CPU threads of each worker, fixed for the life of the run.
+        command: the command line, recorded.
+        force: replace an existing run.
+
+    Raises:
+        OutputExistsError: the directory exists.
+        DataError: the text cannot be used.
+        StorageError: the file system refused.
+    """
+    prepare_output(path, force=force)
+    directory = RunDirectory(path)
+    with storage_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+    tokens = prepare_tokens(
+        config.base.data,
+        directory.tokens,
+        directory.tokenizer,
+        sequence_length=config.base.model.sequence_length,
+    )
+    base = replace(config.base, model=replace(config.base.model, vocab_size=tokens.vocab_size))
+    config = replace(config, base=base)
+    precision = torch.bfloat16 if base.train.precision == "bfloat16" else torch.float32
+    facts = {
+        "command": command,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "environment": environment(device, precision, threads),
+    }
+    table = {
+        "rankkit_run": FORMAT,
+        "command": facts["command"],
+        "created": facts["created"],
+        "run": {"arms": list(config.arms), "seeds": list(config.seeds)},
+        **to_table(base),
+        "arms": {name: {key: str(value) for key, value in ARMS[name].items()} for name in config.arms},
+        "environment": facts["environment"],
+    }
+    write_text(directory.configuration, toml_text(table))
+    return Run(directory, config, facts)
+
+
+def open_run(path: Path) -> Run:
+    """Open a run directory.
+
+    Raises:
+        RunError: missing, foreign, damaged, or made by a newer version.
+    """
+    directory = RunDirectory(path)
+    if not directory.configuration.is_file():
+        raise RunError(f"{path} must be a rankkit run, but holds no run.toml. Make one with rankkit train-pair.")
+    try:
+        table = tomllib.loads(directory.configuration.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RunError(f"{directory.configuration} must be TOML, got: {error}. Restore the file.") from error
+    found = table.get("rankkit_run")
+    if not isinstance(found, int):
+        raise RunError(f"{directory.configuration} must name its format in rankkit_run, got {found!r}. It is not ours.")
+    if found > FORMAT:
+        raise RunError(f"{path} must be of run format {FORMAT} or older, got {found}. Install a newer rankkit.")
+    try:
+        return Run(directory, _config(table), {key: table[key] for key in ("command", "created", "environment")})
+    except (ConfigurationError, KeyError, TypeError) as error:
+        raise RunError(
+            f"{directory.configuration} must hold a valid configuration, got: {error}. Restore it."
+        ) from error
+
+
+def _config(table: Mapping[str, Any]) -> RunConfig:
+    base = ArmConfig(
+        model=from_table(ModelConfig, table["model"], "model"),
+        train=from_table(TrainConfig, table["train"], "train"),
+        data=from_table(DataConfig, table["data"], "data"),
+    )
+    return RunConfig(arms=tuple(table["run"]["arms"]), seeds=tuple(table["run"]["seeds"]), base=base)
