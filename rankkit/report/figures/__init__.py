@@ -1,0 +1,14 @@
+"""The three figures of a matched pair: losses, spectra by layer, a measure by layer.
+
+Each takes plain arrays and axes, and gives axes back; without axes it makes a figure of its own, outside pyplot.
+Intervals and floors are always drawn; where one seed gives no interval, the figure says so. Every argument is
+checked before the first line is drawn, so axes that were passed in are never left half drawn.
+"""
+
+from __future__ import annotations
+
+from rankkit.report.figures.loss import losses
+from rankkit.report.figures.measure import measure_by_layer
+from rankkit.report.figures.spectrum import spectra_by_layer
+
+__all__ = ["losses", "measure_by_layer", "spectra_by_layer"]
