@@ -1,0 +1,29 @@
+"""The verbs: train a pair, measure a run, compare."""
+
+from __future__ import annotations
+
+from rankkit.studies.certificate import build_certificate, certificate_problems, recompute_problems
+from rankkit.studies.decomposition import Decomposition, decompose
+from rankkit.studies.losses import LossComparison, compare_losses, verdict
+from rankkit.studies.measure import MeasureConfig, measure_run, plan_measurement
+from rankkit.studies.run import Run, create_run, open_run
+from rankkit.studies.train_pair import train_pair, train_units
+
+__all__ = [
+    "Decomposition",
+    "LossComparison",
+    "MeasureConfig",
+    "Run",
+    "build_certificate",
+    "certificate_problems",
+    "compare_losses",
+    "create_run",
+    "decompose",
+    "measure_run",
+    "open_run",
+    "plan_measurement",
+    "recompute_problems",
+    "train_pair",
+    "train_units",
+    "verdict",
+]

@@ -50,8 +50,8 @@ class ArmLosses:
 
     @property
     def by_seed(self) -> NDArray[np.float64]:
-        """ "seed": mean suffix loss."""
-        return self.by_sequence.mean(axis=1)
+        """Mean suffix loss, "seed"."""
+        return np.asarray(self.by_sequence.mean(axis=1))
 
     @property
     def loss(self) -> float:

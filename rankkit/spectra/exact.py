@@ -1,0 +1,203 @@
+"""Exact spectra: every singular value of every matrix, with both noise floors, within a memory budget.
+
+The matrix is formed in float64 from the captured Q and K. `auto` computes by `gram`, and again by `svd` where gram leaves
+values unresolved that a requested measure must tell from noise; what was used is kept per matrix.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import torch
+from torch import Tensor
+
+from rankkit.errors import ConfigurationError
+from rankkit.operators import AttentionOperator
+from rankkit.spectra.floors import arithmetic_floor, model_floor, resolved
+from rankkit.spectra.measures import DEFAULT_MEASURES, MEASURES, Measure
+from rankkit_kernels.singular_values import Method, singular_values
+
+__all__ = ["DEFAULT_MEMORY_BUDGET", "Spectrum", "check_measures", "spectrum"]
+
+DEFAULT_MEMORY_BUDGET: Final = 512 << 20  # bytes of dense matrices and their temporaries at any time
+_COPIES: Final = (
+    6  # float64 copies of a matrix alive at once: logits, attention, a measure's temporaries, its Gram matrix
+)
+
+METHODS: Final[tuple[Method, ...]] = ("gram", "svd")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Spectrum:
+    """Singular values of a batch of attention matrices, their floors, and their measures.
+
+    Measures are attributes too: `spectrum.effective_rank` is `spectrum.measures["effective_rank"]`.
+    """
+
+    singular_values: Tensor
+    """"... component", float64, descending; nan throughout a matrix that failed."""
+    floor_arithmetic: Tensor
+    """"...", what the method may have moved a value by."""
+    floor_model: Tensor
+    """"...", what the model's own arithmetic may have moved a value by."""
+    method: Tensor
+    """"...", int8, index into `METHODS`."""
+    failed: Tensor
+    """"...", bool: not finite, or LAPACK did not converge."""
+    measures: Mapping[str, Tensor]
+    """"..." by name, float64."""
+
+    def __getattr__(self, name: str) -> Tensor:
+        try:
+            return self.measures[name]
+        except KeyError:
+            raise AttributeError(
+                f"a measure must have been asked for, got {name!r}. Measured: {', '.join(self.measures)}."
+            ) from None
+
+    @property
+    def floor(self) -> Tensor:
+        """The larger of the two floors, "..."; a value below it is unresolved."""
+        return torch.maximum(self.floor_arithmetic, self.floor_model)
+
+    @property
+    def resolved(self) -> Tensor:
+        """Values above the arithmetic floor, "..."."""
+        return resolved(self.singular_values, self.floor_arithmetic)
+
+    @property
+    def resolved_model(self) -> Tensor:
+        """Values above the model floor, "..."."""
+        return resolved(self.singular_values, self.floor_model)
+
+
+def check_measures(names: Sequence[str]) -> tuple[Measure, ...]:
+    """The measures of those names.
+
+    Raises:
+        ConfigurationError: an unknown name.
+    """
+    for name in names:
+        if name not in MEASURES:
+            raise ConfigurationError(f"measure must be one of {', '.join(MEASURES)}, got {name!r}. Choose one of them.")
+    return tuple(MEASURES[name] for name in names)
+
+
+def spectrum(
+    operator: AttentionOperator,
+    /,
+    *,
+    measures: Sequence[str] = DEFAULT_MEASURES,
+    method: Literal["auto", "gram", "svd"] = "auto",
+    precision: torch.dtype = torch.float32,
+    workers: int | None = None,
+    memory_budget: int = DEFAULT_MEMORY_BUDGET,
+) -> Spectrum:
+    """Measure every matrix of an operator exactly.
+
+    Args:
+        operator: "... query feature"; any leading axes.
+        measures: names from `MEASURES`.
+        method: `gram`, `svd`, or `auto` (see the module docstring).
+        precision: dtype in which the model applied its probabilities, for `floor_model`.
+        workers: threads for the singular values; the available cores by default. Results do not depend on it.
+        memory_budget: bytes for dense matrices at any time; at least one matrix is always worked on.
+
+    Returns:
+        The spectrum, with the operator's leading axes.
+
+    Raises:
+        ConfigurationError: an unknown measure or method.
+    """
+    chosen = check_measures(measures)
+    if method not in ("auto", *METHODS):
+        raise ConfigurationError(f"method must be auto, gram or svd, got {method!r}. Choose one of them.")
+    n = operator.size
+    count = math.prod(operator.batch_shape)
+    chunk = max(1, memory_budget // (_COPIES * n * n * 8))
+    query = operator.query.reshape(count, n, -1)
+    key = operator.key.reshape(count, n, -1)
+    parts = [
+        _chunk(operator, query[start : start + chunk], key[start : start + chunk], chosen, method, precision, workers)
+        for start in range(0, count, chunk)
+    ]
+    return _joined(parts, operator.batch_shape)
+
+
+def _chunk(
+    operator: AttentionOperator,
+    query: Tensor,
+    key: Tensor,
+    measures: Sequence[Measure],
+    method: Literal["auto", "gram", "svd"],
+    precision: torch.dtype,
+    workers: int | None,
+) -> Spectrum:
+    """One chunk "matrix query key"."""
+    part = AttentionOperator(query=query, key=key, mask=operator.mask, scale=operator.scale)
+    n, allowed, logits = part.size, part.allowed(), part.logits()
+    found = {measure.name: measure.compute(logits, allowed).cpu() for measure in measures if measure.needs == "logits"}
+    attention = torch.softmax(logits.masked_fill_(~allowed, -torch.inf), dim=-1)
+    del logits
+    for measure in measures:
+        if measure.needs == "attention":
+            found[measure.name] = measure.compute(attention, allowed).cpu()
+    values, used, failed = _values(attention, measures, method, workers)
+    for measure in measures:
+        if measure.needs == "singular_values":
+            found[measure.name] = measure.compute(values, n, n)
+    largest = values[..., 0]
+    floors = torch.stack([arithmetic_floor(name, n, n, largest) for name in METHODS])
+    return Spectrum(
+        singular_values=values,
+        floor_arithmetic=floors.gather(0, used.long()[None])[0],
+        floor_model=model_floor(query.cpu(), key.cpu(), scale=operator.scale, largest=largest, probabilities=precision),
+        method=used,
+        failed=failed,
+        measures={measure.name: found[measure.name] for measure in measures},
+    )
+
+
+def _values(
+    attention: Tensor, measures: Sequence[Measure], method: Literal["auto", "gram", "svd"], workers: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Singular values "matrix component", the method of each, and which failed."""
+    n = attention.shape[-1]
+    first: Method = "svd" if method == "svd" else "gram"
+    result = singular_values(attention, method=first, workers=workers)
+    values, failed = result.values, result.failed
+    used = torch.full(failed.shape, METHODS.index(first), dtype=torch.int8)
+    if method == "auto":
+        again = _needs_svd(values, measures, n) | failed
+        if bool(again.any()):
+            result = singular_values(attention[again.to(attention.device)], method="svd", workers=workers)
+            values[again], failed[again], used[again] = result.values, result.failed, METHODS.index("svd")
+    return values, used, failed
+
+
+def _needs_svd(values: Tensor, measures: Sequence[Measure], n: int) -> Tensor:
+    """Matrices with values under gram's floor, where a measure has to tell some of those from noise."""
+    floor = arithmetic_floor("gram", n, n, values[..., 0])
+    unresolved = resolved(values, floor) < n
+    thresholds = [float(m.relative_threshold(n, n)) for m in measures if m.relative_threshold is not None]
+    if not thresholds:
+        return torch.zeros_like(unresolved)
+    return unresolved & (min(thresholds) * values[..., 0] < floor)
+
+
+def _joined(parts: Sequence[Spectrum], shape: tuple[int, ...]) -> Spectrum:
+    def join(tensors: Sequence[Tensor]) -> Tensor:
+        whole = torch.cat(list(tensors))
+        return whole.reshape(*shape, *whole.shape[1:])
+
+    return Spectrum(
+        singular_values=join([part.singular_values for part in parts]),
+        floor_arithmetic=join([part.floor_arithmetic for part in parts]),
+        floor_model=join([part.floor_model for part in parts]),
+        method=join([part.method for part in parts]),
+        failed=join([part.failed for part in parts]),
+        measures={name: join([part.measures[name] for part in parts]) for name in parts[0].measures},
+    )
