@@ -1,0 +1,126 @@
+"""Floors bound what they say they bound, and are not idle."""
+
+from __future__ import annotations
+
+import matrices
+import numpy as np
+import pytest
+import torch
+
+from rankkit.errors import ConfigurationError
+from rankkit.spectra.floors import UNIT_ROUNDOFF, arithmetic_floor, model_floor, resolved
+from rankkit_kernels.singular_values import singular_values
+
+
+def test_arithmetic_floors_follow_their_formulas():
+    largest = torch.tensor([2.0, 3.0])
+    svd = arithmetic_floor("svd", 512, 100, largest)
+    gram = arithmetic_floor("gram", 100, 512, largest)
+    torch.testing.assert_close(svd, 512 * 2.0**-52 * largest.double(), rtol=1e-15, atol=0)
+    torch.testing.assert_close(gram, (512 * 2.0**-52) ** 0.5 * largest.double(), rtol=1e-15, atol=0)
+
+
+def test_arithmetic_floor_takes_one_size_per_matrix():
+    floor = arithmetic_floor("svd", torch.tensor([4, 8]), torch.tensor([6, 2]), torch.ones(3, 2))
+    torch.testing.assert_close(floor, (torch.tensor([6.0, 8.0]).double() * 2.0**-52).expand(3, 2))
+
+
+def test_arithmetic_floor_of_a_failed_matrix_is_nan_and_resolves_nothing():
+    floor = arithmetic_floor("gram", 4, 4, torch.tensor(torch.nan))
+    assert bool(floor.isnan())
+    assert int(resolved(torch.ones(4), floor)) == 0
+
+
+def test_unknown_method_is_refused():
+    with pytest.raises(ConfigurationError, match=r"method must be 'svd' or 'gram', got 'qr'\. Name the method"):
+        arithmetic_floor("qr", 4, 4, torch.ones(()))
+
+
+@pytest.mark.parametrize("method", ["gram", "svd"])
+@pytest.mark.parametrize("rank", [1, 5, 30])
+def test_exactly_the_true_rank_is_resolved_in_a_rank_deficient_matrix(method, rank):
+    sigma = singular_values(matrices.rank_deficient(128, rank), method=method, workers=1).values
+    assert int(resolved(sigma, arithmetic_floor(method, 128, 128, sigma[0]))) == rank
+
+
+@pytest.mark.parametrize("kind", ["uniform", "sink", "rank one"])
+def test_gram_errs_by_less_than_its_floor_where_the_floor_of_the_svd_would_not_do(kind):
+    matrix = {
+        "uniform": matrices.uniform("bidirectional", 256),
+        "sink": matrices.sink("causal", 256),
+        "rank one": matrices.rank_one(256, 256),
+    }[kind]
+    exact = np.linalg.svd(matrix, compute_uv=False)
+    error = np.abs(singular_values(matrix, method="gram", workers=1).values.numpy() - exact).max()
+    assert error < float(arithmetic_floor("gram", 256, 256, torch.tensor(exact[0])))
+    if kind != "sink":
+        assert error > float(arithmetic_floor("svd", 256, 256, torch.tensor(exact[0])))
+
+
+def test_resolved_counts_above_the_floor_and_never_nan():
+    values = torch.tensor([[3.0, 2.0, 1.0, torch.nan], [1.0, 1e-9, 0.0, 0.0]])
+    assert resolved(values, torch.tensor([1.0, 1e-8])).tolist() == [2, 1]
+
+
+def test_unit_roundoff_is_half_the_spacing_of_every_dtype():
+    assert {dtype: torch.finfo(dtype).eps / 2 for dtype in UNIT_ROUNDOFF} == dict(UNIT_ROUNDOFF)
+
+
+def _applied(queries, keys, visible, scale, accumulation, probabilities):
+    logits = (queries.to(accumulation) @ keys.to(accumulation).mT) * scale
+    weights = torch.where(visible, logits, -torch.inf).softmax(dim=-1)
+    return weights.to(probabilities).to(torch.float64)
+
+
+@pytest.mark.parametrize("probabilities", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("std", [1e-8, 1e-4, 1e-2, 1.0, 8.0])
+@pytest.mark.parametrize("kind", ["causal", "prefix", "bidirectional"])
+def test_the_model_floor_bounds_what_the_models_precision_moves(kind, std, probabilities):
+    size, head_dim, scale = 64, 16, 0.25
+    random = np.random.default_rng(11)
+    shape = (6, size, head_dim)
+    queries, keys = (torch.from_numpy(random.normal(size=shape) * std**0.5).float() for _ in range(2))
+    visible = torch.from_numpy(matrices.allowed(kind, size))
+    exact = np.linalg.svd(_applied(queries, keys, visible, scale, torch.float64, torch.float64), compute_uv=False)
+    moved = np.linalg.svd(_applied(queries, keys, visible, scale, torch.float32, probabilities), compute_uv=False)
+    floor = model_floor(queries, keys, scale=scale, largest=torch.from_numpy(exact[:, 0]), probabilities=probabilities)
+    assert floor.shape == (6,)
+    assert (np.abs(moved - exact).max(axis=-1) < floor.numpy()).all()
+    assert (floor.numpy() / exact[:, 0] < 3 * UNIT_ROUNDOFF[probabilities] + 5e-6 * (1 + 20 * std)).all()
+
+
+def test_the_model_floor_of_bfloat16_is_not_idle():
+    size, std = 64, 1.0
+    random = np.random.default_rng(3)
+    queries, keys = (torch.from_numpy(random.normal(size=(size, 16)) * std).float() for _ in range(2))
+    visible = torch.from_numpy(matrices.allowed("causal", size))
+    exact = np.linalg.svd(_applied(queries, keys, visible, 0.25, torch.float64, torch.float64), compute_uv=False)
+    moved = np.linalg.svd(_applied(queries, keys, visible, 0.25, torch.float32, torch.bfloat16), compute_uv=False)
+    floor = model_floor(queries, keys, scale=0.25, largest=torch.tensor(exact[0]), probabilities=torch.bfloat16)
+    assert np.abs(moved - exact).max() > float(floor) / 100
+
+
+def test_the_model_floor_follows_its_formula():
+    queries, keys = torch.tensor([[3.0, 4.0], [0.0, 1.0]]), torch.tensor([[0.0, 2.0], [1.0, 0.0]])
+    floor = model_floor(queries, keys, scale=0.5, largest=torch.tensor(2.0), probabilities=torch.bfloat16)
+    eta = 2.0**-8 + 8 * 2.0**-24 + 2 * (2 + 2) * 2.0**-24 * 0.5 * 5 * 2
+    assert float(floor) == pytest.approx(2 * eta, rel=1e-15)
+
+
+def test_the_model_floor_of_a_float64_model_is_near_its_roundoff():
+    queries = torch.ones(3, 8, dtype=torch.float64)
+    floor = model_floor(
+        queries,
+        queries,
+        scale=1.0,
+        largest=torch.ones(()),
+        probabilities=torch.float64,
+        accumulation=torch.float64,
+    )
+    assert float(floor) < 200 * 2.0**-53
+
+
+def test_a_dtype_without_a_roundoff_is_refused():
+    one = torch.ones(1, 1)
+    with pytest.raises(ConfigurationError, match=r"dtype must be one of torch\.float64.*got torch\.int32\. Name"):
+        model_floor(one, one, scale=1.0, largest=one, probabilities=torch.int32)
