@@ -1,0 +1,73 @@
+"""What the attention mask does to the rank of attention, and to what a model learns, measured.
+
+A few verbs; everything else is found under the room it belongs to. Names are loaded when they are first used, so that
+`import rankkit` is quick and loads no plotting, file or command-line library.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rankkit import data
+    from rankkit.errors import RankkitError
+    from rankkit.hooks import capture
+    from rankkit.masks import Backward, Bidirectional, Causal, Mask, MaskKind, Prefix
+    from rankkit.operators import AttentionOperator
+    from rankkit.spectra import spectrum
+    from rankkit.studies import compare_losses, load_model, measure_run, open_run, train_pair
+    from rankkit.training import presets
+
+__all__ = [
+    "AttentionOperator",
+    "Backward",
+    "Bidirectional",
+    "Causal",
+    "Mask",
+    "MaskKind",
+    "Prefix",
+    "RankkitError",
+    "capture",
+    "compare_losses",
+    "data",
+    "load_model",
+    "measure_run",
+    "open_run",
+    "presets",
+    "spectrum",
+    "train_pair",
+]
+
+_HOMES = {
+    "AttentionOperator": "rankkit.operators",
+    "Backward": "rankkit.masks",
+    "Bidirectional": "rankkit.masks",
+    "Causal": "rankkit.masks",
+    "Mask": "rankkit.masks",
+    "MaskKind": "rankkit.masks",
+    "Prefix": "rankkit.masks",
+    "RankkitError": "rankkit.errors",
+    "capture": "rankkit.hooks",
+    "compare_losses": "rankkit.studies",
+    "load_model": "rankkit.studies",
+    "measure_run": "rankkit.studies",
+    "open_run": "rankkit.studies",
+    "spectrum": "rankkit.spectra",
+    "train_pair": "rankkit.studies",
+}
+_MODULES = {"data": "rankkit.data", "presets": "rankkit.training.presets"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        module: ModuleType = import_module(_MODULES[name])
+        return module
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module rankkit has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

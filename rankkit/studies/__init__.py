@@ -6,7 +6,7 @@ from rankkit.studies.certificate import build_certificate, certificate_problems,
 from rankkit.studies.decomposition import Decomposition, decompose
 from rankkit.studies.losses import LossComparison, compare_losses, verdict
 from rankkit.studies.measure import MeasureConfig, measure_run, plan_measurement
-from rankkit.studies.run import Run, create_run, open_run
+from rankkit.studies.run import Run, create_run, load_model, open_run
 from rankkit.studies.train_pair import train_pair, train_units
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "compare_losses",
     "create_run",
     "decompose",
+    "load_model",
     "measure_run",
     "open_run",
     "plan_measurement",

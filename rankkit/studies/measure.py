@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -31,7 +32,15 @@ from rankkit.training.checkpoints import load_model, read_facts
 from rankkit.training.config import Objective
 from rankkit.training.environment import environment, prepare_device
 
-__all__ = ["MeasureConfig", "MeasurementInterruptedError", "Progress", "measure_run", "plan_measurement"]
+__all__ = [
+    "MeasureConfig",
+    "MeasurementInterruptedError",
+    "Plan",
+    "Progress",
+    "expected_seconds",
+    "measure_run",
+    "plan_measurement",
+]
 
 APPLIED: Final = ("own", "swapped")
 _SWAPPED: Final = {MaskKind.CAUSAL: MaskKind.PREFIX, MaskKind.PREFIX: MaskKind.CAUSAL}
@@ -149,6 +158,20 @@ def plan_measurement(run: Run, config: MeasureConfig) -> Plan:
         documents=documents,
         applied=APPLIED,
     )
+
+
+def expected_seconds(plan: Plan, config: MeasureConfig) -> float:
+    """Time a few random matrices of every region's size here and now, and multiply."""
+    total = 0.0
+    for region in plan.regions:
+        n = plan.size(region)
+        query, key = torch.randn(2, 8, n, 64, generator=torch.Generator().manual_seed(0)).unbind(0)
+        operator = AttentionOperator(query=query, key=key, mask=MaskKind.CAUSAL.at(0), scale=0.125)
+        for _ in range(2):  # the first starts the threads
+            started = perf_counter()
+            spectrum(operator, measures=config.measures, method=config.method, workers=config.workers)
+        total += (perf_counter() - started) / len(query) * plan.matrices / len(plan.regions)
+    return total
 
 
 def _chosen(name: str, wanted: tuple[int, ...] | None, count: int) -> tuple[int, ...]:

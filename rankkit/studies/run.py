@@ -12,15 +12,18 @@ from typing import Any
 import torch
 
 from rankkit.data.config import DataConfig
+from rankkit.data.corpora import Corpus
 from rankkit.data.tokens import TokenFiles, open_tokens, prepare_tokens
 from rankkit.errors import ConfigurationError, RunError
 from rankkit.files import RunDirectory, prepare_output, storage_errors, write_text
 from rankkit.models.config import ModelConfig
+from rankkit.models.transformer import Transformer
+from rankkit.training import checkpoints
 from rankkit.training.config import ARMS, ArmConfig, RunConfig, TrainConfig
 from rankkit.training.environment import environment
 from rankkit.training.settings import from_table, to_table, toml_text
 
-__all__ = ["Run", "create_run", "open_run"]
+__all__ = ["Run", "create_run", "load_model", "open_run"]
 
 FORMAT = 1  # of run.toml; a newer one is refused
 
@@ -61,7 +64,14 @@ class Run:
 
 
 def create_run(
-    config: RunConfig, path: Path, *, device: torch.device, threads: int, command: str, force: bool = False
+    config: RunConfig,
+    path: Path,
+    *,
+    device: torch.device,
+    threads: int,
+    command: str,
+    force: bool = False,
+    corpus: Corpus | None = None,
 ) -> Run:
     """Prepare the text and write the resolved configuration.
 
@@ -74,12 +84,18 @@ def create_run(
         threads: CPU threads of each worker, fixed for the life of the run.
         command: the command line, recorded.
         force: replace an existing run.
+        corpus: documents to train on instead of those that the configuration names.
 
     Raises:
+        ConfigurationError: bfloat16 without CUDA.
         OutputExistsError: the directory exists.
         DataError: the text cannot be used.
         StorageError: the file system refused.
     """
+    if config.base.train.precision == "bfloat16" and device.type != "cuda":
+        raise ConfigurationError(
+            f"precision must be float32 on {device.type}, got bfloat16. Add --set train.precision=float32, or use CUDA."
+        )
     prepare_output(path, force=force)
     directory = RunDirectory(path)
     with storage_errors(path):
@@ -89,6 +105,7 @@ def create_run(
         directory.tokens,
         directory.tokenizer,
         sequence_length=config.base.model.sequence_length,
+        corpus=corpus,
     )
     base = replace(config.base, model=replace(config.base.model, vocab_size=tokens.vocab_size))
     config = replace(config, base=base)
@@ -144,3 +161,28 @@ def _config(table: Mapping[str, Any]) -> RunConfig:
         data=from_table(DataConfig, table["data"], "data"),
     )
     return RunConfig(arms=tuple(table["run"]["arms"]), seeds=tuple(table["run"]["seeds"]), base=base)
+
+
+def load_model(path: str | Path, *, arm: str, seed: int, step: int | None = None) -> Transformer:
+    """A trained arm of a run, in evaluation mode on the CPU, its weights proven by their hash.
+
+    Args:
+        path: of the run directory.
+        arm: name of the arm.
+        seed: under which it was trained.
+        step: of the checkpoint; None for the last one.
+
+    Raises:
+        RunError: no such run, arm, seed or step, or a damaged checkpoint.
+    """
+    run = open_run(Path(path))
+    if (arm, seed) not in run.config.units:
+        raise RunError(
+            f"{path} must hold arm {arm} under seed {seed}, but has arms {', '.join(run.config.arms)} and seeds "
+            f"{', '.join(map(str, run.config.seeds))}. Choose from them."
+        )
+    steps = run.directory.checkpoint_steps(arm, seed)
+    chosen = (steps[-1] if steps else None) if step is None else step
+    if chosen not in steps:
+        raise RunError(f"{path} must have a checkpoint of {arm} at step {chosen}, but has {steps}. Choose one of them.")
+    return checkpoints.load_model(run.directory.checkpoint(arm, seed, chosen), run.config.arm(arm).model)

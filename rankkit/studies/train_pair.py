@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
+from rankkit.data.corpora import Corpus
 from rankkit.errors import ConfigurationError, MatchError
 from rankkit.studies.certificate import MatchWatch, certificate_problems, write_certificate
 from rankkit.studies.drive import Unit, drive
 from rankkit.studies.run import Run, create_run, open_run
-from rankkit.training.config import RunConfig
+from rankkit.training.config import ArmConfig, RunConfig
+from rankkit.training.environment import choose_device
 from rankkit.training.unit import Message, Ready, Saved, Stepped
 
-__all__ = ["shard_of", "train_units"]
+__all__ = ["default_workers", "shard_of", "train_pair", "train_units"]
 
 
 def shard_of(units: Sequence[Unit], shard: tuple[int, int]) -> list[Unit]:
@@ -78,22 +81,57 @@ def train_units(
     return not run.unfinished
 
 
+def default_workers(device: torch.device, units: int) -> tuple[int, int]:
+    """Workers and CPU threads of each, for this machine.
+
+    One single-threaded worker per core up to the number of units: on two cores that trained a pair of the tiny preset
+    1.2 times as fast as two threads in turn. A GPU takes the units in turn.
+
+    Returns:
+        (workers, threads).
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if device.type != "cpu":
+        return 1, cores
+    workers = max(1, min(cores, units))
+    return workers, max(1, cores // workers)
+
+
 def train_pair(
-    config: RunConfig,
-    path: Path,
+    base: ArmConfig,
     *,
-    device: torch.device,
-    workers: int,
-    threads: int,
-    command: str = "rankkit.train_pair",
+    out: str | Path,
+    text: Corpus | None = None,
+    arms: Sequence[str] = ("gpt", "unilm"),
+    seeds: Sequence[int] = (0, 1, 2),
+    device: str = "auto",
+    workers: int | None = None,
     force: bool = False,
 ) -> Run:
-    """Make a run and train all of it: `create_run`, then `train_units`.
+    """Train matched arms from Python: what `rankkit train-pair` does, without its display.
+
+    Call it under `if __name__ == "__main__":`, because workers are new processes; or pass workers=1.
+
+    Args:
+        base: what all arms share, for example `rankkit.presets.tiny()`.
+        out: the run directory to make.
+        text: documents; None for those that `base.data` names.
+        arms: names from `ARMS`.
+        seeds: one seed gives no verdict.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        workers: processes; None for the cores of this machine.
+        force: replace an existing run.
+
+    Returns:
+        The finished run; `rankkit.compare_losses(run)` says what it shows.
 
     Raises:
-        RankkitError: as those raise.
+        RankkitError: as `create_run` and `train_units` raise.
     """
-    create_run(config, path, device=device, threads=threads, command=command, force=force)
-    run = open_run(path)
-    train_units(run, device=device, workers=workers)
+    config = RunConfig(arms=tuple(arms), seeds=tuple(seeds), base=base)
+    place = choose_device(device)
+    default, threads = default_workers(place, len(config.units))
+    create_run(config, Path(out), device=place, threads=threads, command="rankkit.train_pair", force=force, corpus=text)
+    run = open_run(Path(out))
+    train_units(run, device=place, workers=workers or default)
     return run

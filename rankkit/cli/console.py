@@ -1,0 +1,183 @@
+"""What every command shares: output on stdout, everything else on stderr, errors in one line, exit codes."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+__all__ = [
+    "FAILED",
+    "INTERRUPTED",
+    "USAGE",
+    "Output",
+    "command_line",
+    "common_options",
+    "guarded",
+    "integers",
+    "names",
+    "new_table",
+]
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+"""Exit codes: failed with one line that says what to do; wrong usage; interrupted, with the command that resumes."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Output:
+    """Where a command writes.
+
+    Args:
+        as_json: one JSON object on stdout and nothing else.
+        quiet: no progress.
+    """
+
+    def __init__(self, *, as_json: bool, quiet: bool) -> None:
+        from rich.console import Console
+
+        self.as_json, self.quiet = as_json, quiet
+        # Tables keep their width in a pipe, so that a log reads like the terminal; a terminal decides for itself.
+        self.out: Console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+        self.err: Console = Console(stderr=True, highlight=False)
+
+    @property
+    def live(self) -> bool:
+        """Whether to show progress: stderr is a terminal and nobody asked for quiet."""
+        return not self.quiet and self.err.is_terminal
+
+    def note(self, text: str) -> None:
+        """Something said on the way, on stderr."""
+        if not self.quiet:
+            click.echo(text, err=True)
+
+    def say(self, text: str = "") -> None:
+        """A line of the result, on stdout unless that is for JSON."""
+        if not self.as_json:
+            click.echo(text)
+
+    def table(self, table: Table) -> None:
+        """A table of the result."""
+        if not self.as_json:
+            self.out.print(table)
+
+    def result(self, value: Mapping[str, Any]) -> None:
+        """The machine-readable result, printed only with --json; not-a-number becomes null."""
+        if self.as_json:
+            click.echo(json.dumps(_finite(value), allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def command_line() -> str:
+    """The command as typed, quoted for a shell."""
+    return shlex.join(["rankkit", *sys.argv[1:]])
+
+
+def integers(text: str | None, option: str) -> tuple[int, ...] | None:
+    """`0,2,5-8` as numbers; None stays None.
+
+    Raises:
+        click.BadParameter: something else.
+    """
+    if text is None:
+        return None
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise click.BadParameter(f"must be numbers such as 0,2,5-8, got {text!r}", param_hint=option)
+        numbers += range(int(first), int(last if dash else first) + 1)
+    return tuple(dict.fromkeys(numbers))
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Comma-separated names."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def common_options(function: F) -> F:
+    """--json, --quiet and --debug."""
+    options = (
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout and nothing else."),
+        click.option("--quiet", is_flag=True, help="No progress and no remarks."),
+        click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def guarded(function: F) -> F:
+    """Turn errors into one line on stderr and an exit code, and hand the command its `Output`.
+
+    Wrong configuration exits with 2, any other error of ours with 1, an interruption with 130.
+    """
+
+    @functools.wraps(function)
+    def run(*args: Any, as_json: bool, quiet: bool, debug: bool, **kwargs: Any) -> None:
+        from rankkit.errors import ConfigurationError, RankkitError
+
+        try:
+            function(*args, output=Output(as_json=as_json, quiet=quiet), **kwargs)
+        except (click.ClickException, click.exceptions.Exit):
+            raise
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            raise click.exceptions.Exit(INTERRUPTED) from None
+        except RankkitError as error:
+            if debug:
+                raise
+            click.echo(f"Error: {_one_line(error)}", err=True)
+            raise click.exceptions.Exit(USAGE if isinstance(error, ConfigurationError) else FAILED) from None
+        except Exception as error:
+            if debug:
+                raise
+            what = f"{type(error).__name__}: {_one_line(error)}"
+            click.echo(f"Error: unexpected {what}. Run again with --debug and report it.", err=True)
+            raise click.exceptions.Exit(FAILED) from None
+
+    return run  # type: ignore[return-value]
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def device_option(function: F) -> F:
+    """--device."""
+    return click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")(function)
+
+
+def new_table(title: str, headings: Sequence[str]) -> Table:
+    """A table whose first column is words and whose others are numbers."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
+    return table
+
+
+def examples(*lines: Sequence[str] | str) -> str:
+    """An epilog that click does not re-wrap."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)

@@ -1,0 +1,225 @@
+"""`rankkit train-pair`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rankkit.cli.console import (
+    INTERRUPTED,
+    Output,
+    command_line,
+    common_options,
+    device_option,
+    examples,
+    guarded,
+    integers,
+    names,
+)
+
+if TYPE_CHECKING:
+    from rankkit.studies.run import Run
+    from rankkit.training.config import RunConfig
+
+__all__ = ["command", "new_run", "train_and_report"]
+
+_PRESETS = ("tiny", "small", "base")  # rankkit.training.presets.PRESETS, whose import would make --help slow; tested
+
+
+@click.command(
+    "train-pair",
+    epilog=examples(
+        "rankkit train-pair                              the tiny pair on this Python's standard library",
+        "rankkit train-pair books/ --preset small --out runs/books",
+        "rankkit train-pair notes.txt --steps 500 --set model.position=none",
+        "rankkit train-pair --arms gpt,unilm,gpt-full --seeds 0-4 --plan",
+        "rankkit train-pair --resume runs/books",
+    ),
+)
+@click.argument("text", nargs=-1)
+@click.option("--preset", type=click.Choice(_PRESETS), help="Size; see `rankkit presets`.  [default: tiny]")
+@click.option(
+    "--config", "config_file", type=click.Path(dir_okay=False), help="TOML file with [model], [train], [data]."
+)
+@click.option("--steps", type=int, help="Optimizer steps of every arm and seed.")
+@click.option("--tokens", type=int, help="Tokens read by every arm and seed, instead of --steps.")
+@click.option("--arms", default=None, help="From gpt, unilm, gpt-full.  [default: gpt,unilm]")
+@click.option("--seeds", default=None, help="One seed gives no verdict.  [default: 0,1,2]")
+@click.option("--prefix-fraction", type=float, help="One prefix length for all; otherwise one is drawn per sequence.")
+@click.option("--tokenizer", help="bytes, bpe:VOCAB, or a tokenizer.json.")
+@click.option("--text-key", help="Key or column that holds the text in .jsonl and .parquet.")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting: train.learning_rate=3e-4")
+@click.option("--compile", "compiled", is_flag=True, help="Let torch.compile fuse what surrounds attention.")
+@click.option("--workers", type=click.IntRange(1), help="Units trained side by side.  [default: one per core]")
+@click.option("--shard", default="0/1", show_default=True, help="Train part i of n; later --resume completes the run.")
+@click.option("--resume", type=click.Path(file_okay=False), help="Continue this run to the same bits.")
+@click.option("--out", type=click.Path(), help="Run directory to make.  [default: runs/PRESET]")
+@click.option("--force", is_flag=True, help="Replace an existing run.")
+@click.option(
+    "--plan", is_flag=True, help="Print time, memory, disk and the smallest resolvable difference; do nothing."
+)
+@device_option
+@common_options
+@guarded
+def command(output: Output, resume: str | None, device: str, workers: int | None, shard: str, **options: Any) -> None:
+    """Train models that differ only in the attention mask, prove the match, compare the losses.
+
+    TEXT is files, folders or globs of .txt, .jsonl, .parquet, or token ids (.npy, .bin); without it the standard library
+    of this Python is the text. Settings: an option beats --config, which beats the preset. Ctrl-C saves; --resume
+    continues.
+    """
+    from rankkit.studies.run import open_run
+    from rankkit.training.environment import choose_device
+
+    place = choose_device(device)
+    part = _shard(shard)
+    if resume is not None:
+        _refuse_with_resume(options)
+        output.result(train_and_report(open_run(Path(resume)), output, place, workers, part))
+        return
+    config = _configuration(**options)
+    if options["plan"]:
+        _show_plan(config, output, place, workers)
+        return
+    out = Path(options["out"] or f"runs/{options['preset'] or 'tiny'}")
+    run = new_run(config, out, place, workers, options["force"], output)
+    output.result(train_and_report(run, output, place, workers, part))
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise click.BadParameter(f"must be i/n with 0 <= i < n, got {text!r}", param_hint="--shard")
+    return int(index), int(count)
+
+
+def _refuse_with_resume(options: dict[str, Any]) -> None:
+    given = sorted(name for name, value in options.items() if value)
+    if given:
+        raise click.UsageError(
+            f"--resume must stand without {given[0]}: a run continues with the configuration it was made with."
+        )
+
+
+def _configuration(
+    text: tuple[str, ...],
+    preset: str | None,
+    config_file: str | None,
+    steps: int | None,
+    tokens: int | None,
+    arms: str | None,
+    seeds: str | None,
+    prefix_fraction: float | None,
+    tokenizer: str | None,
+    text_key: str | None,
+    assignments: tuple[str, ...],
+    compiled: bool,
+    **_: Any,
+) -> RunConfig:
+    """Defaults, preset, file, --set and options, each over the one before."""
+    from rankkit.studies.configure import run_config
+
+    if steps is not None and tokens is not None:
+        raise click.UsageError("--steps and --tokens must not stand together: one follows from the other.")
+    chosen: dict[str, dict[str, Any]] = {"train": {}, "data": {}}
+    for section, key, value in (
+        ("train", "steps", steps),
+        ("train", "prefix_fraction", prefix_fraction),
+        ("train", "compile", compiled or None),
+        ("data", "text", list(text) or None),
+        ("data", "tokenizer", tokenizer),
+        ("data", "text_key", text_key),
+    ):
+        if value is not None:
+            chosen[section][key] = value
+    return run_config(
+        preset=preset,
+        file=Path(config_file) if config_file else None,
+        assignments=assignments,
+        options=chosen,
+        arms=names(arms) if arms else None,
+        seeds=integers(seeds, "--seeds"),
+        tokens=tokens,
+    )
+
+
+def new_run(config: RunConfig, out: Path, device: Any, workers: int | None, force: bool, output: Output) -> Run:
+    """Make a run directory and say what text is in it."""
+    from rankkit.studies.run import create_run
+    from rankkit.studies.train_pair import default_workers
+
+    default, threads = default_workers(device, len(config.units))
+    if workers is not None and device.type == "cpu":
+        threads = max(1, default * threads // workers)
+    output.note(f"preparing text in {out}")
+    run = create_run(config, out, device=device, threads=threads, command=command_line(), force=force)
+    tokens = run.tokens()
+    output.note(
+        f"text: {tokens.description['corpus']['description'] if 'corpus' in tokens.description else 'token ids'}; "
+        f"{len(tokens.train):,} training and {len(tokens.validation):,} validation tokens"
+    )
+    return run
+
+
+def train_and_report(
+    run: Run, output: Output, device: Any, workers: int | None, shard: tuple[int, int], *, next_step: bool = True
+) -> dict[str, Any]:
+    """Train what is unfinished, then show the table and draw the losses; returns the same as plain values."""
+    from rankkit.cli.loss_table import losses_as_dict, show_losses
+    from rankkit.cli.training_view import TrainingView
+    from rankkit.report.run_figures import draw_losses
+    from rankkit.studies.drive import interruption
+    from rankkit.studies.losses import compare_losses
+    from rankkit.studies.train_pair import default_workers, shard_of, train_units
+
+    view = TrainingView(run, output)
+    default, _ = default_workers(device, len(run.config.units))
+    path = run.directory.path
+    resume = f"rankkit train-pair --resume {shlex.quote(str(path))}"
+    with interruption() as request, view.showing():
+        complete = train_units(
+            run, device=device, workers=workers or default, shard=shard, on_message=view, stop=request
+        )
+    if view.interrupted or (request.requested and not complete):
+        click.echo(f"Interrupted; every finished step is saved in {path}. Continue with: {resume}", err=True)
+        raise click.exceptions.Exit(INTERRUPTED)
+    if not complete:
+        left = ", ".join(f"{arm} seed {seed}" for arm, seed in run.unfinished)
+        output.say(
+            f"Shard {shard[0]}/{shard[1]} ({len(shard_of(run.config.units, shard))} units) is done; left: {left}."
+        )
+        output.say(f"Bring the other shards' folders into {path}, then: {resume}")
+        return {"run": str(path), "complete": False, "unfinished": [list(unit) for unit in run.unfinished]}
+    comparison = compare_losses(run)
+    show_losses(comparison, output)
+    figures = draw_losses(run, comparison)
+    output.say(f"\nproof of the match: {run.directory.certificate}")
+    output.say(f"figure: {figures[0]}")
+    if next_step:
+        output.say(f"next: rankkit spectrum {shlex.quote(str(path))}")
+    return {"run": str(path), "complete": True, **losses_as_dict(comparison), "figures": [str(f) for f in figures]}
+
+
+def _show_plan(config: RunConfig, output: Output, device: Any, workers: int | None) -> None:
+    from rankkit.studies.plan import SEED_DEVIATION, plan_training
+
+    plan = plan_training(config, device=device, workers=workers)
+    resolvable = (
+        f"{plan.smallest_difference:.3f} nats per token (80% power, if differences vary by {SEED_DEVIATION} between seeds)"
+        if plan.smallest_difference == plan.smallest_difference
+        else "none: one seed gives no verdict"
+    )
+    lines = {
+        "units": f"{plan.units} ({len(config.arms)} arms x {len(config.seeds)} seeds), {plan.workers} side by side",
+        "each": f"{plan.parameters:,} parameters, {plan.steps:,} steps, {plan.tokens:,} tokens",
+        "time": f"about {plan.seconds / 60:.0f} minutes on {device} (from one timed step)",
+        "memory": f"about {plan.memory_bytes / 2**30:.1f} GiB",
+        "disk": f"about {plan.disk_bytes / 2**30:.2f} GiB",
+        "smallest resolvable difference": resolvable,
+    }
+    for name, line in lines.items():
+        output.say(f"{name}: {line}")
+    output.result(plan.as_dict())

@@ -1,0 +1,95 @@
+"""From a preset, a file, assignments and options to one configuration, each over the one before."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rankkit.errors import ConfigurationError
+from rankkit.training.config import ArmConfig, RunConfig
+from rankkit.training.presets import preset as named_preset
+from rankkit.training.settings import from_table, parse_assignments, to_table
+
+__all__ = ["run_config"]
+
+_SECTIONS = ("model", "train", "data")
+
+
+def run_config(
+    *,
+    preset: str | None = None,
+    file: Path | None = None,
+    assignments: Sequence[str] = (),
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    arms: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    tokens: int | None = None,
+) -> RunConfig:
+    """Resolve a run's configuration.
+
+    Args:
+        preset: name of a preset; None for `tiny`, or for the file's `preset`.
+        file: TOML with any of `preset`, `arms`, `seeds`, [model], [train], [data].
+        assignments: `train.learning_rate=3e-4` and the like.
+        options: by section and key, what the command line's own options say.
+        arms: names; None for the file's or the default.
+        seeds: numbers; None for the file's or the default.
+        tokens: tokens to read per unit; decides the steps.
+
+    Raises:
+        ConfigurationError: an unreadable file, an unknown key, a wrong type, or a value that cannot hold.
+    """
+    read = _read(file) if file is not None else {}
+    base = named_preset(preset or read.pop("preset", None) or "tiny")
+    read.pop("preset", None)
+    table = to_table(base)
+    layers: list[Mapping[str, Any]] = [
+        {key: read.pop(key) for key in _SECTIONS if key in read}, parse_assignments(assignments), options or {},
+    ]  # fmt: skip
+    for layer in layers:
+        for section, values in layer.items():
+            if section not in _SECTIONS or not isinstance(values, Mapping):
+                raise ConfigurationError(
+                    f"setting must begin with {', '.join(_SECTIONS)}, got {section!r}. Write for example train.steps=500."
+                )
+            table[section] = {**table[section], **values}
+    _refuse_arm_fields(layers)
+    base = from_table(ArmConfig, table, "config")
+    if tokens is not None:
+        per_step = base.train.batch_size * base.model.sequence_length
+        base = replace(base, train=replace(base.train, steps=max(1, math.ceil(tokens / per_step))))
+    chosen: dict[str, Any] = {"base": base}
+    for name, option in (("arms", arms), ("seeds", seeds)):
+        value = option if option is not None else read.pop(name, None)
+        read.pop(name, None)
+        if value is not None:
+            chosen[name] = tuple(value)
+    if read:
+        raise ConfigurationError(
+            f"{file} must not hold the unknown key {next(iter(read))!r}. "
+            "Known: preset, arms, seeds, [model], [train], [data]."
+        )
+    return RunConfig(**chosen)
+
+
+def _refuse_arm_fields(layers: Sequence[Mapping[str, Any]]) -> None:
+    """Mask and objective belong to the arms; a base value would be replaced in silence."""
+    for layer in layers:
+        for section, key in (("model", "mask"), ("train", "objective")):
+            if key in layer.get(section, {}):
+                raise ConfigurationError(
+                    f"{section}.{key} must be left to the arms, got {layer[section][key]!r}. Choose --arms instead."
+                )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigurationError(f"config must be an existing file, got {str(file)!r}. Check the path.") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigurationError(f"{file} must be TOML, got: {error}. Correct that line.") from error

@@ -1,0 +1,121 @@
+"""What a training run would cost and could show, before it starts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from time import perf_counter
+from typing import Any, Final
+
+import torch
+from scipy.stats import t as student
+
+from rankkit.models.transformer import Transformer
+from rankkit.studies.train_pair import default_workers
+from rankkit.training.config import ArmConfig, RunConfig
+from rankkit.training.objective import target_rows, token_losses
+
+__all__ = ["SEED_DEVIATION", "TrainingPlan", "plan_training", "smallest_resolvable_difference"]
+
+SEED_DEVIATION: Final = 0.021
+"""Standard deviation over seeds of a paired loss difference, nats per token, in a pilot of three seeds at the tiny
+preset's size. Kaplan et al. (2020) saw about 0.02 between seeds. Yours will differ; the order of magnitude will not."""
+
+_BYTES_PER_PARAMETER = 16  # weights, gradients and two moments in float32
+_CALIBRATION_VOCABULARY = 50257  # rows of an embedding beyond this do not change a step's cost noticeably
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingPlan:
+    """Cost of a run on this machine, and what its seeds can resolve."""
+
+    units: int
+    """Arms times seeds."""
+    steps: int
+    """Optimizer steps of each."""
+    tokens: int
+    """Tokens read by each."""
+    parameters: int
+    """Weights of each."""
+    workers: int
+    """Units trained side by side."""
+    seconds: float
+    """Expected for the whole run, from one timed step; evaluation included."""
+    memory_bytes: int
+    """Expected peak of all workers together: weights, gradients, moments and activations of a micro-batch."""
+    disk_bytes: int
+    """Checkpoints and tokens."""
+    smallest_difference: float
+    """Nats per token that the seeds can resolve with 80% probability; nan for one seed."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def smallest_resolvable_difference(seeds: int, deviation: float = SEED_DEVIATION) -> float:
+    """The true difference that a paired t test over the seeds finds with probability 0.8 at the 5% level, approximately.
+
+    (t(0.975, seeds - 1) + t(0.8, seeds - 1)) * deviation / sqrt(seeds); nan for fewer than two seeds.
+    """
+    if seeds < 2:
+        return math.nan
+    quantiles = student.ppf(0.975, seeds - 1) + student.ppf(0.8, seeds - 1)
+    return float(quantiles * deviation / math.sqrt(seeds))
+
+
+def plan_training(config: RunConfig, *, device: torch.device, workers: int | None = None) -> TrainingPlan:
+    """Time one step on one sequence and multiply.
+
+    Args:
+        config: the run.
+        device: where it would train.
+        workers: processes; None for the default of this machine.
+    """
+    base = config.base
+    default, threads = default_workers(device, len(config.units))
+    workers = min(workers or default, len(config.units))
+    train, model = base.train, base.model
+    per_sequence = _seconds_per_sequence(base, device, threads)
+    evaluations = 2 + train.steps // train.evaluation_interval
+    sequences = (
+        train.steps * train.batch_size + evaluations * train.evaluation_sequences / 3
+    )  # forward alone is a third
+    units_each = math.ceil(len(config.units) / workers)
+    micro = train.micro_batch_size or train.batch_size
+    activations = micro * model.sequence_length * (
+        model.num_layers * 4 * (16 + 2 * model.mlp_ratio) * model.d_model + 3 * 4 * model.vocab_size
+    )  # fmt: skip
+    checkpoints = 1 + math.ceil(train.steps / train.checkpoint_interval)
+    return TrainingPlan(
+        units=len(config.units),
+        steps=train.steps,
+        tokens=train.steps * train.batch_size * model.sequence_length,
+        parameters=model.parameters,
+        workers=workers,
+        seconds=per_sequence * sequences * units_each,
+        memory_bytes=workers * (_BYTES_PER_PARAMETER * model.parameters + activations),
+        disk_bytes=len(config.units) * model.parameters * 4 * (checkpoints + 2),
+        smallest_difference=smallest_resolvable_difference(len(config.seeds)),
+    )
+
+
+def _seconds_per_sequence(base: ArmConfig, device: torch.device, threads: int) -> float:
+    """Forward and backward of one sequence with the largest prefix, after one warm-up."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        model = Transformer(replace(base.model, vocab_size=min(base.model.vocab_size, _CALIBRATION_VOCABULARY))).to(
+            device
+        )
+        tokens = torch.zeros(1, base.model.sequence_length, dtype=torch.int64, device=device)
+        lengths = [base.train.evaluation_prefix_length(base.model.sequence_length)]
+        rows = target_rows(base.train.objective, base.model.mask, tokens, lengths)
+        for _ in range(2):
+            started = perf_counter()
+            token_losses(model, tokens, lengths, rows).mean().backward()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+        return perf_counter() - started
+    finally:
+        torch.set_num_threads(before)

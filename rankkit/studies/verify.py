@@ -1,0 +1,95 @@
+"""Whether a run or a spectrum file is whole and consistent, from the files alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rankkit.data.tokens import verify_tokens
+from rankkit.errors import RankkitError, RunError
+from rankkit.spectra.measures import MEASURES, Measure
+from rankkit.store import verify
+from rankkit.studies.certificate import build_certificate, certificate_problems, recompute_problems
+from rankkit.studies.run import Run
+from rankkit.training.checkpoints import load_model
+
+__all__ = ["verify_file", "verify_run"]
+
+
+def verify_run(run: Run) -> list[str]:
+    """Check tokens, checkpoints, certificate and spectrum of a run.
+
+    The certificate is built again from the checkpoints and compared with the one on file; initial weights and batches are
+    made again from configuration, text and seed and compared with what every arm hashed of itself.
+
+    Returns:
+        What is wrong, as sentences; empty when nothing is.
+    """
+    problems = []
+    try:
+        verify_tokens(run.directory.tokens)
+    except RankkitError as error:
+        problems.append(str(error))
+        return problems  # without the text nothing else can be made again
+    problems += _certificate_problems(run)
+    problems += recompute_problems(run)
+    problems += _checkpoint_problems(run)
+    if run.directory.spectrum.is_file():
+        problems += [f"{run.directory.spectrum.name}: {problem}" for problem in verify_file(run.directory.spectrum)]
+    return problems
+
+
+def _certificate_problems(run: Run) -> list[str]:
+    path = run.directory.certificate
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        listed = certificate_problems(stored)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [f"{path} must be a readable certificate, got: {error}"]
+    again = build_certificate(run)
+    problems = listed + [problem for problem in certificate_problems(again) if problem not in listed]
+    if not problems and stored != again:
+        problems.append(f"{path} must be what the checkpoints give, but differs. Write it again with --resume")
+    return problems
+
+
+def _checkpoint_problems(run: Run) -> list[str]:
+    """Every checkpoint's weights against their hash, names and shapes."""
+    problems = []
+    for arm, seed in run.config.units:
+        for step in run.directory.checkpoint_steps(arm, seed):
+            try:
+                load_model(run.directory.checkpoint(arm, seed, step), run.config.arm(arm).model)
+            except RunError as error:
+                problems.append(str(error))
+    return problems
+
+
+def verify_file(path: Path) -> list[str]:
+    """Read a spectrum file whole, and compute every measure of the singular values again.
+
+    Returns:
+        What is wrong, as sentences; empty when nothing is.
+
+    Raises:
+        SpectrumFileError: not one of our files, or unreadable.
+    """
+    return verify(path, _recompute())
+
+
+def _recompute() -> Mapping[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]]:
+    return {name: _again(measure) for name, measure in MEASURES.items() if measure.needs == "singular_values"}
+
+
+def _again(measure: Measure) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+    def compute(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        size = values.shape[-1]  # self-attention: as many rows as columns
+        found: NDArray[np.float64] = measure.compute(torch.from_numpy(values), size, size).numpy()
+        return found
+
+    return compute
