@@ -67,7 +67,7 @@ def model_floor(
     scale: float,
     largest: Tensor,
     probabilities: torch.dtype,
-    accumulation: torch.dtype = torch.float32,
+    accumulation: torch.dtype | None = None,
 ) -> Tensor:
     """How far the attention that the model applied may lie from the exact one, in every singular value.
 
@@ -84,7 +84,8 @@ def model_floor(
         scale: factor of the inner products, usually 1/sqrt(d).
         largest: "...", sigma_1 of each matrix, broadcasting with the leading axes.
         probabilities: dtype the probabilities are rounded to before they meet the values.
-        accumulation: dtype of the inner products and the softmax; float32 in every fused kernel below float64.
+        accumulation: dtype of the inner products and the softmax; by default what every fused kernel takes: float64 for
+            float64 probabilities, float32 below.
 
     Returns:
         "...", float64, in the units of the singular values.
@@ -94,6 +95,8 @@ def model_floor(
 
     Source: Higham (2002), Accuracy and Stability of Numerical Algorithms, 3.1 for the inner product; Weyl's inequality.
     """
+    if accumulation is None:
+        accumulation = torch.float64 if probabilities == torch.float64 else torch.float32
     longest = _longest(queries) * _longest(keys)
     logit_error = (queries.shape[-1] + 2) * _unit_roundoff(accumulation) * abs(scale) * longest
     eta = _unit_roundoff(probabilities) + SOFTMAX_ROUNDINGS * _unit_roundoff(accumulation) + 2 * logit_error

@@ -107,17 +107,12 @@ def test_the_model_floor_follows_its_formula():
     assert float(floor) == pytest.approx(2 * eta, rel=1e-15)
 
 
-def test_the_model_floor_of_a_float64_model_is_near_its_roundoff():
-    queries = torch.ones(3, 8, dtype=torch.float64)
-    floor = model_floor(
-        queries,
-        queries,
-        scale=1.0,
-        largest=torch.ones(()),
-        probabilities=torch.float64,
-        accumulation=torch.float64,
-    )
-    assert float(floor) < 200 * 2.0**-53
+def test_the_model_floor_of_a_float64_model_accumulates_in_float64_unless_told_otherwise():
+    queries, common = torch.ones(3, 8, dtype=torch.float64), {"scale": 1.0, "largest": torch.ones(())}
+    floor = model_floor(queries, queries, probabilities=torch.float64, **common)
+    assert float(floor) == pytest.approx((1 + 8 + 2 * (8 + 2) * 8) * 2.0**-53, rel=1e-14)
+    coarse = model_floor(queries, queries, probabilities=torch.float64, accumulation=torch.float32, **common)
+    assert float(coarse) == pytest.approx((8 + 2 * (8 + 2) * 8) * 2.0**-24, rel=1e-8)
 
 
 def test_a_dtype_without_a_roundoff_is_refused():
