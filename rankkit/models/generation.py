@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from rankkit.errors import ConfigurationError
+from rankkit.models.config import ModelConfig
 from rankkit.models.transformer import KeyValueCache, Transformer
 
 __all__ = ["generate"]
@@ -34,18 +35,10 @@ def generate(
         One token id at a time.
 
     Raises:
-        ConfigurationError: an empty prompt, one that leaves no room, or a negative temperature.
+        ConfigurationError: an empty prompt, ids outside the vocabulary, no room, a negative temperature, or a mask under
+            which what is written would change what was read.
     """
-    limit = model.config.sequence_length
-    if not prompt:
-        raise ConfigurationError("prompt must hold at least one token, got none. Put some text into the prompt file.")
-    if len(prompt) + max_tokens > limit or max_tokens < 1:
-        raise ConfigurationError(
-            f"prompt and continuation must fit {limit} tokens (sequence_length), got {len(prompt)} + {max_tokens}. "
-            "Shorten the prompt or lower --max-tokens."
-        )
-    if temperature < 0:
-        raise ConfigurationError(f"temperature must be at least 0, got {temperature}. Use 0 for the most likely token.")
+    _check(model.config, prompt, max_tokens, temperature)
     cache = KeyValueCache()
     random = np.random.Generator(np.random.Philox(seed))
     tokens = torch.tensor([prompt], device=model.device)
@@ -59,3 +52,27 @@ def generate(
             token = int((logits / temperature + random.gumbel(size=logits.size)).argmax())
         yield token
         tokens = torch.tensor([[token]], device=model.device)
+
+
+def _check(config: ModelConfig, prompt: list[int], max_tokens: int, temperature: float) -> None:
+    limit = config.sequence_length
+    if not prompt:
+        raise ConfigurationError("prompt must hold at least one token, got none. Put some text into the prompt file.")
+    if not 0 <= min(prompt) <= max(prompt) < config.vocab_size:
+        raise ConfigurationError(
+            f"prompt must hold ids from 0 to {config.vocab_size - 1} (vocab_size), got {min(prompt)} to {max(prompt)}. "
+            "Encode it with the tokenizer of the run."
+        )
+    if max_tokens < 1:
+        raise ConfigurationError(f"max_tokens must be at least 1, got {max_tokens}. Ask for at least one token.")
+    if len(prompt) + max_tokens > limit:
+        raise ConfigurationError(
+            f"prompt and continuation must fit {limit} tokens (sequence_length), got {len(prompt)} + {max_tokens}. "
+            "Shorten the prompt or lower --max-tokens."
+        )
+    if not temperature >= 0:
+        raise ConfigurationError(f"temperature must be at least 0, got {temperature}. Use 0 for the most likely token.")
+    if config.mask.at(len(prompt)).foreseeing_rows(limit).stop >= len(prompt):
+        raise ConfigurationError(
+            f"mask must hide the continuation from what came before it, got {config.mask}. Use a causal or prefix model."
+        )

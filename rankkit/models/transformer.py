@@ -54,7 +54,7 @@ class FusedAttention(nn.Module):
     # Prefix lengths change from batch to batch: compiled around, not through.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, query: Tensor, key: Tensor, value: Tensor, masks: Sequence[Mask]) -> Tensor:
-        """Attention under one mask per sequence; with a cache, new rows see every key."""
+        """Attention under one mask per sequence; with a cache, the one new row sees every key."""
         if query.shape[-2] != key.shape[-2]:
             return F.scaled_dot_product_attention(query, key, value)
         return attend_groups(query, key, value, batch_groups(masks, query.shape[-2]))
@@ -172,17 +172,13 @@ class Transformer(nn.Module):
             "batch position d_model", after the last norm.
 
         Raises:
-            ConfigurationError: too many positions, or a prefix longer than the sequence.
+            ConfigurationError: too many positions, a prefix longer than the sequence (whatever the mask), or several
+                positions after cached ones: they would see each other.
         """
         batch, length = tokens.shape
         start = cache.length if cache is not None else 0
-        self._check_length(start + length)
-        lengths = [prefix_lengths] * batch if isinstance(prefix_lengths, int) else list(prefix_lengths)
-        if len(lengths) != batch:
-            raise ConfigurationError(
-                f"prefix_lengths must have one entry for each of {batch} sequences, got {len(lengths)}. Pass one each."
-            )
-        masks = [self.config.mask.at(prefix_length) for prefix_length in lengths]
+        self._check_length(start, length)
+        masks = self._masks(prefix_lengths, batch, length)
         positions = torch.arange(start, start + length, device=tokens.device)
         x = self.embedding(tokens)
         if self.config.position == "learned":
@@ -198,12 +194,31 @@ class Transformer(nn.Module):
         """Scores of the next token, "... vocabulary", from hidden states "... d_model"."""
         return F.linear(hidden, self.embedding.weight)
 
-    def _check_length(self, length: int) -> None:
+    def _masks(self, prefix_lengths: Sequence[int] | int, batch: int, length: int) -> list[Mask]:
+        """One mask per sequence."""
+        lengths = [prefix_lengths] * batch if isinstance(prefix_lengths, int) else list(prefix_lengths)
+        if len(lengths) != batch:
+            raise ConfigurationError(
+                f"prefix_lengths must have one entry for each of {batch} sequences, got {len(lengths)}. Pass one each."
+            )
+        for prefix_length in lengths:
+            if not 0 <= prefix_length <= length:
+                raise ConfigurationError(
+                    f"prefix_length must be between 0 and {length} (tokens of the sequence), got {prefix_length}. "
+                    "Shorten the prefix."
+                )
+        return [self.config.mask.at(prefix_length) for prefix_length in lengths]
+
+    def _check_length(self, cached: int, length: int) -> None:
         # Beyond the trained length rotary positions only extrapolate, so `rankkit spectrum` warns; a learned table ends.
-        if self.config.position == "learned" and length > self.config.sequence_length:
+        if self.config.position == "learned" and cached + length > self.config.sequence_length:
             raise ConfigurationError(
                 f"tokens must be at most {self.config.sequence_length} (sequence_length of learned positions), "
-                f"got {length}. Shorten the input."
+                f"got {cached + length}. Shorten the input."
+            )
+        if cached and length != 1:
+            raise ConfigurationError(
+                f"tokens must come one at a time once the cache holds positions, got {length}. Pass the rest one by one."
             )
 
     @property
