@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import math
+import sys
 import tomllib
 import types
 import typing
@@ -58,12 +58,23 @@ def _value(hint: Any, value: Any, path: str) -> Any:
         if isinstance(value, str):
             return value  # the dataclass itself names the choices
     elif hint is float:
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        finite = sys.float_info.max  # TOML writes nan, inf and whole numbers of any length
+        if isinstance(value, int | float) and not isinstance(value, bool) and -finite <= value <= finite:
             return float(value)
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
-    name = getattr(hint, "__name__", str(hint))
-    raise ConfigurationError(f"{path} must be of type {name}, got {value!r}. Write a {name}.")
+    name = _toml_name(hint)
+    article = {"float": "a finite", "int": "an"}.get(name, "a")
+    raise ConfigurationError(f"{path} must be of type {name}, got {value!r}. Write {article} {name}.")
+
+
+def _toml_name(hint: Any) -> str:
+    """What a file calls a value of this type."""
+    if dataclasses.is_dataclass(hint):
+        return "table"
+    if typing.get_origin(hint) is tuple:
+        return "list"
+    return hint.__name__ if hint in (bool, int, float) else "string"
 
 
 def to_table(config: Any) -> dict[str, Any]:
@@ -94,31 +105,48 @@ def toml_text(table: Mapping[str, Any], prefix: str = "") -> str:
 def _toml_scalar(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(_toml_scalar(entry) for entry in value) + "]"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=True).replace("\x7f", "\\u007f")
-    return json.dumps(value)
+    if not isinstance(value, str):
+        return json.dumps(value, allow_nan=False)
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # how Python holds a file name that is not UTF-8
+        raise ConfigurationError(
+            f"text in a configuration must be Unicode, got {value!r}. Rename the file that it names."
+        ) from error
+    # TOML's escapes are JSON's, except that it has no surrogate pairs and escapes DEL.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
     """`--set train.learning_rate=3e-4` options as nested tables; the right side is TOML, or a bare word.
 
+    A key that is given twice takes its last value.
+
     Raises:
-        ConfigurationError: no `=`, an empty key, or a right side that is neither.
+        ConfigurationError: no `=`, an empty key, or a key that is both a value and a table.
     """
     table: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
-        parts = [part.strip() for part in key.split(".")]
-        if not equals or not all(parts):
+        *tables, name = (part.strip() for part in key.split("."))
+        if not equals or not all((*tables, name)):
             raise ConfigurationError(
                 f"--set must look like train.learning_rate=3e-4, got {assignment!r}. Name a key and a value."
             )
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = text.strip()
-        target = table
-        for part in parts[:-1]:
-            target = target.setdefault(part, {})
-        target[parts[-1]] = value
+        target: Any = table
+        for part in tables:
+            target = target.setdefault(part, {}) if isinstance(target, dict) else None
+        if not isinstance(target, dict) or isinstance(target.get(name), dict):
+            raise ConfigurationError(
+                f"--set must not make one key both a value and a table, got {assignment!r}. Remove one of the two."
+            )
+        target[name] = _toml_value(text)
     return table
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text.strip()
+    return parsed["value"] if len(parsed) == 1 else text.strip()  # a line break may begin another key
