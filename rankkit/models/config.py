@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -63,10 +64,11 @@ class ModelConfig:
             raise ConfigurationError(
                 f"head_dim must be even with rope, got {self.head_dim}. Choose an even head_dim or another position."
             )
-        if not self.initial_std > 0 or not self.rope_base > 0:
-            raise ConfigurationError(
-                f"initial_std and rope_base must be positive, got {self.initial_std} and {self.rope_base}. Raise them."
-            )
+        for name in ("initial_std", "rope_base"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigurationError(
+                    f"{name} must be positive, got {getattr(self, name)}. Choose a positive number."
+                )
 
     @property
     def non_embedding_parameters(self) -> int:

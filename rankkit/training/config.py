@@ -97,13 +97,22 @@ class TrainConfig:
                 raise ConfigurationError(
                     f"{name} must be positive, got {getattr(self, name)}. Choose a positive number."
                 )
-        for name in ("final_learning_rate_fraction", "warmup_fraction", "beta1", "beta2", "prefix_lowest",
-                     "prefix_highest"):  # fmt: skip
+        for name in ("final_learning_rate_fraction", "warmup_fraction", "prefix_lowest", "prefix_highest"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigurationError(
                     f"{name} must be between 0 and 1, got {getattr(self, name)}. Choose a fraction."
                 )
-        if self.weight_decay < 0:
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigurationError(
+                    f"{name} must be at least 0 and below 1, got {getattr(self, name)}. AdamW divides by 1 - {name}."
+                )
+        if self.prefix_lowest > self.prefix_highest:
+            raise ConfigurationError(
+                f"prefix_lowest must be at most prefix_highest ({self.prefix_highest}), got {self.prefix_lowest}. "
+                "Exchange the two."
+            )
+        if not 0 <= self.weight_decay < math.inf:
             raise ConfigurationError(f"weight_decay must be at least 0, got {self.weight_decay}. Use 0 for none.")
         if self.prefix_fraction is not None and not 0 <= self.prefix_fraction < 1:
             raise ConfigurationError(

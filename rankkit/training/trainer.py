@@ -12,7 +12,7 @@ from torch import nn
 from rankkit.data.evaluation import evaluation_sequences
 from rankkit.data.stream import BatchStream
 from rankkit.data.tokens import TokenFiles
-from rankkit.errors import NonFiniteLossError
+from rankkit.errors import ConfigurationError, NonFiniteLossError
 from rankkit.models.transformer import Transformer, uniform_attention
 from rankkit.training.config import ArmConfig, TrainConfig
 from rankkit.training.consumption import Consumption
@@ -68,9 +68,17 @@ class Trainer:
         seed: of initial weights and batches.
         tokens: prepared text.
         device: where to train.
+
+    Raises:
+        ConfigurationError: the text has ids beyond the model's vocabulary.
     """
 
     def __init__(self, config: ArmConfig, *, seed: int, tokens: TokenFiles, device: torch.device) -> None:
+        if tokens.vocab_size > config.model.vocab_size:
+            raise ConfigurationError(
+                f"vocab_size must be at least {tokens.vocab_size} (that of the tokens), got {config.model.vocab_size}. "
+                "Take it from the tokenizer of the run."
+            )
         self.config, self.seed, self.device = config, seed, device
         self.step = 0
         self.loss_tokens = 0
