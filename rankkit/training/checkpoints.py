@@ -7,6 +7,7 @@ checkpoint.json     step, seed, arm, hashes; written last
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 from dataclasses import dataclass
@@ -15,13 +16,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialized
 
 from rankkit.errors import RunError
-from rankkit.files import RunDirectory, atomic_directory, sha256_of_file, write_json
+from rankkit.files import RunDirectory, atomic_directory, sha256_of_file, storage_errors, write_json
 from rankkit.models.config import ModelConfig
 from rankkit.models.transformer import Transformer
-from rankkit.training.consumption import parameter_hashes
+from rankkit.training.consumption import CHAINS, parameter_hashes
 from rankkit.training.trainer import Trainer
 
 __all__ = ["CheckpointFacts", "latest_resumable_step", "load_model", "read_facts", "restore", "save"]
@@ -58,15 +60,10 @@ def save(trainer: Trainer, run: RunDirectory, arm: str) -> CheckpointFacts:
     """
     folder = run.checkpoint(arm, trainer.seed, trainer.step)
     with atomic_directory(folder) as temporary:
+        # Python writes the files: both libraries would hide a full disk behind an error of their own.
         weights = {name: tensor.cpu().contiguous() for name, tensor in trainer.model.state_dict().items()}
-        save_file(weights, temporary / _WEIGHTS)
-        state = {
-            "optimizer": trainer.optimizer.state_dict(),
-            "step": trainer.step,
-            "loss_tokens": trainer.loss_tokens,
-            "chains": trainer.consumption.chains,
-        }
-        torch.save(state, temporary / _STATE)
+        (temporary / _WEIGHTS).write_bytes(serialized(weights))
+        (temporary / _STATE).write_bytes(_training_state(trainer))
         facts = CheckpointFacts(
             arm=arm,
             seed=trainer.seed,
@@ -79,34 +76,64 @@ def save(trainer: Trainer, run: RunDirectory, arm: str) -> CheckpointFacts:
         state_hash = sha256_of_file(temporary / _STATE)
         described = {name: getattr(facts, name) for name in CheckpointFacts.__slots__}
         write_json(temporary / _FACTS, {"rankkit_checkpoint": FORMAT, "training_sha256": state_hash, **described})
-    for step in run.checkpoint_steps(arm, trainer.seed):
-        if step < trainer.step:
-            (run.checkpoint(arm, trainer.seed, step) / _STATE).unlink(missing_ok=True)
+    with storage_errors(folder):
+        for step in run.checkpoint_steps(arm, trainer.seed):
+            if step < trainer.step:
+                (run.checkpoint(arm, trainer.seed, step) / _STATE).unlink(missing_ok=True)
     return facts
+
+
+def _training_state(trainer: Trainer) -> memoryview:
+    state = {
+        "optimizer": trainer.optimizer.state_dict(),
+        "step": trainer.step,
+        "loss_tokens": trainer.loss_tokens,
+        "chains": trainer.consumption.chains,
+    }
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getbuffer()
 
 
 def read_facts(folder: Path) -> CheckpointFacts:
     """Read `checkpoint.json`.
 
     Raises:
-        RunError: missing, damaged, or of a newer format.
+        RunError: missing, damaged, foreign, or of a newer format.
     """
-    return CheckpointFacts(**{name: _document(folder)[name] for name in CheckpointFacts.__slots__})
+    return _facts(_document(folder))
+
+
+def _facts(document: dict[str, Any]) -> CheckpointFacts:
+    return CheckpointFacts(**{name: document[name] for name in CheckpointFacts.__slots__})
 
 
 def _document(folder: Path) -> dict[str, Any]:
     try:
-        document = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        document: dict[str, Any] = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{folder} must hold a readable {_FACTS}, got: {error}. Delete this checkpoint.") from error
-    if not isinstance(document, dict) or not set(CheckpointFacts.__slots__) <= set(document):
-        raise RunError(f"{folder / _FACTS} must describe a checkpoint, got other keys. Delete this checkpoint.")
-    if document.get("rankkit_checkpoint", 0) > FORMAT:
+    found = document.get("rankkit_checkpoint") if isinstance(document, dict) else None
+    if type(found) is not int:
+        raise RunError(f"{folder / _FACTS} must be written by rankkit, got a foreign file. Delete this checkpoint.")
+    if found > FORMAT:
         raise RunError(
-            f"{folder} must be of checkpoint format {FORMAT} or older, got {document['rankkit_checkpoint']}. "
-            "Install a newer rankkit."
+            f"{folder} must be of checkpoint format {FORMAT} or older, got {found}. Install a newer rankkit."
         )
+    if not _is_whole(document):
+        raise RunError(f"{folder / _FACTS} must describe a checkpoint, got damage. Delete this checkpoint.")
     return document
+
+
+def _is_whole(document: dict[str, Any]) -> bool:
+    """Whether every fact is there and of its type."""
+    kinds = {str: ("arm", "weights_sha256", "training_sha256"), int: ("seed", "step", "loss_tokens")}
+    if any(type(document.get(name)) is not kind for kind, names in kinds.items() for name in names):
+        return False
+    tables = [document.get("chains"), document.get("parameters")]
+    if not all(isinstance(table, dict) and all(type(entry) is str for entry in table.values()) for table in tables):
+        return False
+    return set(document["chains"]) == set(CHAINS)
 
 
 def latest_resumable_step(run: RunDirectory, arm: str, seed: int) -> int | None:
@@ -116,14 +143,23 @@ def latest_resumable_step(run: RunDirectory, arm: str, seed: int) -> int | None:
 
 
 def _checked_weights(folder: Path) -> dict[str, torch.Tensor]:
-    facts = read_facts(folder)
     path = folder / _WEIGHTS
-    if not path.is_file() or sha256_of_file(path) != facts.weights_sha256:
-        raise RunError(f"{path} must match the hash in {_FACTS}, but it does not. Delete this checkpoint and --resume.")
+    _check_hash(path, read_facts(folder).weights_sha256)
     try:
         return load_file(path)
     except SafetensorError as error:
         raise RunError(f"{path} must be a safetensors file, got: {error}. Delete this checkpoint.") from error
+
+
+def _check_hash(path: Path, expected: str) -> None:
+    try:
+        found = sha256_of_file(path)
+    except OSError as error:
+        raise RunError(
+            f"{path} must be readable, got: {error.strerror}. Delete this checkpoint and --resume."
+        ) from error
+    if found != expected:
+        raise RunError(f"{path} must match the hash in {_FACTS}, but it does not. Delete this checkpoint and --resume.")
 
 
 def load_model(folder: Path, config: ModelConfig) -> Transformer:
@@ -157,14 +193,21 @@ def restore(trainer: Trainer, run: RunDirectory, arm: str, step: int) -> None:
         RunError: damaged or foreign files.
     """
     folder = run.checkpoint(arm, trainer.seed, step)
-    path = folder / _STATE
-    if sha256_of_file(path) != _document(folder).get("training_sha256"):
-        raise RunError(f"{path} must match the hash in {_FACTS}, but it does not. Delete this checkpoint and --resume.")
+    document = _document(folder)
+    facts, path = _facts(document), folder / _STATE
+    if (facts.arm, facts.seed, facts.step) != (arm, trainer.seed, step):
+        raise RunError(
+            f"{folder} must be the checkpoint of {arm}, seed {trainer.seed}, step {step}, got that of {facts.arm}, seed "
+            f"{facts.seed}, step {facts.step}. The run directory is mixed from two runs."
+        )
+    _check_hash(path, document["training_sha256"])
     try:
         state = torch.load(path, map_location=trainer.device, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise RunError(f"{path} must hold optimizer state, got: {error}. Delete this checkpoint.") from error
+    if (state["step"], state["loss_tokens"], state["chains"]) != (facts.step, facts.loss_tokens, facts.chains):
+        raise RunError(f"{folder / _FACTS} must agree with {_STATE}, but it does not. Delete this checkpoint.")
     _load(trainer.model, {k: v.to(trainer.device) for k, v in _checked_weights(folder).items()}, folder)
     trainer.optimizer.load_state_dict(state["optimizer"])
-    trainer.step, trainer.loss_tokens = state["step"], state["loss_tokens"]
-    trainer.consumption.chains = dict(state["chains"])
+    trainer.step, trainer.loss_tokens = facts.step, facts.loss_tokens
+    trainer.consumption.chains = dict(facts.chains)
