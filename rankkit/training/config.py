@@ -107,22 +107,25 @@ class TrainConfig:
                 raise ConfigurationError(
                     f"{name} must be at least 0 and below 1, got {getattr(self, name)}. AdamW divides by 1 - {name}."
                 )
-        if self.prefix_lowest > self.prefix_highest:
-            raise ConfigurationError(
-                f"prefix_lowest must be at most prefix_highest ({self.prefix_highest}), got {self.prefix_lowest}. "
-                "Exchange the two."
-            )
         if not 0 <= self.weight_decay < math.inf:
             raise ConfigurationError(f"weight_decay must be at least 0, got {self.weight_decay}. Use 0 for none.")
+        if self.micro_batch_size < 0 or (self.micro_batch_size and self.batch_size % self.micro_batch_size):
+            raise ConfigurationError(
+                f"micro_batch_size must divide batch_size ({self.batch_size}), got {self.micro_batch_size}. "
+                "Choose a divisor, or 0 for the whole batch."
+            )
+        self._check_prefixes()
+
+    def _check_prefixes(self) -> None:
         if self.prefix_fraction is not None and not 0 <= self.prefix_fraction < 1:
             raise ConfigurationError(
                 f"prefix_fraction must be at least 0 and below 1, got {self.prefix_fraction}. "
                 "A prefix of the whole sequence leaves no suffix to predict."
             )
-        if self.micro_batch_size < 0 or (self.micro_batch_size and self.batch_size % self.micro_batch_size):
+        if self.prefix_lowest > self.prefix_highest:
             raise ConfigurationError(
-                f"micro_batch_size must divide batch_size ({self.batch_size}), got {self.micro_batch_size}. "
-                "Choose a divisor, or 0 for the whole batch."
+                f"prefix_lowest must be at most prefix_highest ({self.prefix_highest}), got {self.prefix_lowest}. "
+                "Exchange the two."
             )
 
     def prefix_lengths(self, sequence_length: int) -> PrefixLengths:
