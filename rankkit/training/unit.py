@@ -9,13 +9,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 
 import torch
 
 from rankkit.data.tokens import open_tokens
 from rankkit.errors import RunError
-from rankkit.files import RunDirectory, append_json_line, keep_json_lines, remove_partial, write_json
+from rankkit.files import (
+    RunDirectory,
+    append_json_line,
+    keep_json_lines,
+    remove_partial,
+    storage_errors,
+    write_json,
+)
 from rankkit.training.checkpoints import CheckpointFacts, latest_resumable_step, read_facts, restore, save
 from rankkit.training.config import ArmConfig
 from rankkit.training.evaluation import Evaluation
@@ -139,17 +147,24 @@ def train_unit(
 def _begin(trainer: Trainer, run: RunDirectory, arm: str) -> CheckpointFacts:
     """Restore the newest checkpoint, or write the first one; returns the facts of step 0."""
     folder = run.unit(arm, trainer.seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_partial(folder)
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_partial(folder)
     step = latest_resumable_step(run, arm, trainer.seed)
     if step is None:
         keep_json_lines(run.metrics(arm, trainer.seed), lambda line: False)
-        facts = save(trainer, run, arm)
-        _evaluate(run, arm, trainer)
-        return facts
+        _evaluate(run, arm, trainer)  # before saving: a checkpoint says that the log is complete up to it
+        return save(trainer, run, arm)
     restore(trainer, run, arm, step)
-    keep_json_lines(run.metrics(arm, trainer.seed), lambda line: int(line["step"]) <= step)
+    _keep_log_up_to(step, run.metrics(arm, trainer.seed))
     return read_facts(run.checkpoint(arm, trainer.seed, 0))
+
+
+def _keep_log_up_to(step: int, path: Path) -> None:
+    try:
+        keep_json_lines(path, lambda line: int(line["step"]) <= step)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{path} must hold log lines with a step, got damage: {error!r}. Restore the file.") from error
 
 
 def _log_step(run: RunDirectory, arm: str, trainer: Trainer, record: StepRecord, seconds: float) -> None:
