@@ -161,11 +161,23 @@ class Trainer:
         return self.config.train.evaluation_prefix_length(self.config.model.sequence_length)
 
     def evaluate(self) -> Evaluation:
-        """Suffix loss on the held-out sequences."""
+        """Suffix loss on the held-out sequences.
+
+        Raises:
+            NonFiniteLossError: it is not a finite number.
+        """
         with self._autocast():
-            return evaluate(self.model, self.evaluation_tokens, self.prefix_length)
+            return self._finite(evaluate(self.model, self.evaluation_tokens, self.prefix_length))
 
     def evaluate_without_attention(self) -> Evaluation:
         """The same with every head attending to all it sees alike: what attention's choices buy is the difference."""
         with self._autocast(), uniform_attention(self.model):
-            return evaluate(self.model, self.evaluation_tokens, self.prefix_length)
+            return self._finite(evaluate(self.model, self.evaluation_tokens, self.prefix_length))
+
+    def _finite(self, found: Evaluation) -> Evaluation:
+        if not math.isfinite(found.loss):
+            raise NonFiniteLossError(
+                f"evaluation loss must stay finite, got {found.loss} at step {self.step}. "
+                "Lower train.learning_rate or raise train.warmup_fraction; the checkpoints before it are kept."
+            )
+        return found
