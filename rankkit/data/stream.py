@@ -8,7 +8,10 @@ guarantees; its higher-level samplers may change between versions.
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,17 +26,24 @@ class PrefixLengths:
     """The prefix lengths that a stream draws from, uniformly."""
 
     choices: tuple[int, ...]
-    """Ascending."""
+    """Ascending, at least one, at least 0."""
+
+    def __post_init__(self) -> None:
+        if not self.choices or self.choices[0] < 0 or any(a >= b for a, b in pairwise(self.choices)):
+            raise ConfigurationError(
+                f"choices must be ascending prefix lengths of at least 0, got {self.choices}. Name each length once."
+            )
 
     @classmethod
     def between(cls, sequence_length: int, *, lowest: float, highest: float, multiple: int) -> PrefixLengths:
-        """Multiples of `multiple` from lowest to highest, both fractions of the sequence.
+        """Multiples of `multiple` from lowest to highest, both fractions of the sequence, ends included.
 
         Raises:
             ConfigurationError: there is none.
         """
-        first = -int(-lowest * sequence_length // multiple) * multiple
-        last = int(highest * sequence_length // multiple) * multiple
+        # Exact in the decimal that was written: 0.29 of 100 tokens is 29, where float64 says 28.999999999999996.
+        first = math.ceil(Fraction(str(lowest)) * sequence_length / multiple) * multiple
+        last = math.floor(Fraction(str(highest)) * sequence_length / multiple) * multiple
         choices = tuple(range(first, last + 1, multiple))
         if not choices:
             raise ConfigurationError(
