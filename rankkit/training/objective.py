@@ -45,15 +45,22 @@ def target_rows(objective: Objective, mask: MaskKind, tokens: Tensor, prefix_len
         prefix_lengths: one per sequence.
 
     Raises:
-        ConfigurationError: nothing is left to predict, or a row would see the token it predicts.
+        ConfigurationError: nothing is left to predict, a row would see the token it predicts, or there is not one prefix
+            length for each sequence.
     """
     n = tokens.shape[1]
+    if len(prefix_lengths) != len(tokens):
+        raise ConfigurationError(
+            f"prefix_lengths must have one entry for each of {len(tokens)} sequences, got {len(prefix_lengths)}. "
+            "Pass one each."
+        )
     sequences, rows = [], []
     for sequence, prefix_length in enumerate(prefix_lengths):
         first = 0 if objective is Objective.FULL else max(prefix_length - 1, 0)
-        if first >= n - 1 or prefix_length > n:
+        if first >= n - 1 or not 0 <= prefix_length <= n:
             raise ConfigurationError(
-                f"prefix_length must leave a suffix of {n} tokens to predict, got {prefix_length}. Shorten the prefix."
+                f"prefix_length must be at least 0 and leave a suffix of {n} tokens to predict, got {prefix_length}. "
+                f"Choose one below {n}."
             )
         foreseeing = mask.at(prefix_length).foreseeing_rows(n)
         if foreseeing.stop > first:
