@@ -89,10 +89,8 @@ def capture(
         raise CaptureError(f"layers must be within 0..{len(modules) - 1}, got {wanted}. Choose layers of this model.")
     captured = Captured()
     chosen_heads = None if heads is None else sorted(set(heads))
-    handles = [
-        modules[layer].register_forward_pre_hook(_hook(layer, chosen_heads, on_layer or captured.add))
-        for layer in wanted
-    ]
+    receive = captured.add if on_layer is None else on_layer  # a collector may be empty, and so false
+    handles = [modules[layer].register_forward_pre_hook(_hook(layer, chosen_heads, receive)) for layer in wanted]
     try:
         yield captured
     finally:
