@@ -1,0 +1,91 @@
+"""The model once more, slow and obvious: NumPy float64, loops over heads and rows, nothing fused or shared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import erf
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rankkit.models import Transformer
+
+Array = NDArray[np.float64]
+
+
+@dataclass
+class Forward:
+    """What one forward pass over one sequence computed."""
+
+    logits: Array
+    """"position vocabulary"."""
+    queries: list[list[Array]] = field(default_factory=list)
+    """By layer and head: "query feature", after the position encoding."""
+    keys: list[list[Array]] = field(default_factory=list)
+    attention: list[list[Array]] = field(default_factory=list)
+    """By layer and head: "query key"."""
+
+
+def forward(model: Transformer, tokens: list[int], allowed: NDArray[np.bool_], *, uniform: bool = False) -> Forward:
+    """Logits of one sequence; `uniform` makes every row attend alike to all it may see."""
+    config = model.config
+    weights = {name: tensor.detach().double().numpy() for name, tensor in model.named_parameters()}
+    x = weights["embedding.weight"][tokens]
+    if config.position == "learned":
+        x = x + weights["positions.weight"][: len(tokens)]
+    result = Forward(logits=np.empty(0))
+    for layer in range(config.num_layers):
+        block = {name.removeprefix(f"blocks.{layer}."): weight for name, weight in weights.items()}
+        x = x + _attention(block, rms_norm(x, block["attention_norm.weight"]), model, allowed, uniform, result)
+        hidden = rms_norm(x, block["mlp_norm.weight"]) @ block["mlp.input.weight"].T
+        x = x + np.vectorize(gelu)(hidden) @ block["mlp.output.weight"].T
+    result.logits = rms_norm(x, weights["norm.weight"]) @ weights["embedding.weight"].T
+    return result
+
+
+def _attention(
+    block: dict[str, Array], x: Array, model: Transformer, allowed: NDArray[np.bool_], uniform: bool, result: Forward
+) -> Array:
+    config = model.config
+    width = config.num_heads * config.head_dim
+    projected = x @ block["attention.projection.weight"].T
+    outputs, queries, keys, matrices = [], [], [], []
+    for head in range(config.num_heads):
+        columns = slice(head * config.head_dim, (head + 1) * config.head_dim)
+        query, key, value = (projected[:, part * width : (part + 1) * width][:, columns] for part in range(3))
+        if config.position == "rope":
+            query, key = rope(query, config.rope_base), rope(key, config.rope_base)
+        matrix = np.zeros((len(x), len(x)))
+        for row in range(len(x)):
+            seen = np.flatnonzero(allowed[row])
+            scores = key[seen] @ query[row] / np.sqrt(config.head_dim)
+            scores = np.zeros(len(seen)) if uniform else scores
+            shares = np.exp(scores - scores.max())
+            matrix[row, seen] = shares / shares.sum()
+        outputs.append(matrix @ value)
+        queries.append(query)
+        keys.append(key)
+        matrices.append(matrix)
+    result.queries.append(queries)
+    result.keys.append(keys)
+    result.attention.append(matrices)
+    return np.concatenate(outputs, axis=1) @ block["attention.output.weight"].T
+
+
+def rope(x: Array, base: float) -> Array:
+    """Pairs (k, k + d/2) as complex numbers, turned by position times base^(-2k/d)."""
+    half = x.shape[1] // 2
+    frequencies = np.array([base ** (-2 * k / x.shape[1]) for k in range(half)])
+    angles = np.outer(np.arange(len(x)), frequencies)
+    turned = (x[:, :half] + 1j * x[:, half:]) * np.exp(1j * angles)
+    return np.concatenate([turned.real, turned.imag], axis=1)
+
+
+def rms_norm(x: Array, gain: Array) -> Array:
+    """Each row over its root mean square."""
+    return x / np.sqrt((x**2).mean(axis=1, keepdims=True) + 1e-6) * gain
+
+
+def gelu(x: float) -> float:
+    """x times the standard normal's distribution function."""
+    return x * 0.5 * (1 + erf(x / 2**0.5))
