@@ -50,7 +50,12 @@ A stated rule, not a measured optimum: cuSOLVER solves a batch one matrix after 
 130 times slowdowns below this size (pytorch#174674, #183806), while the copy of an n x n matrix costs microseconds.
 """
 
-_BLAS_LOCK = threading.Lock()  # the BLAS thread count belongs to the process: two callers would undo each other's limit
+_BLAS_LOCK = threading.Lock()  # guards the count of callers below
+_BLAS_CALLERS: list[object] = []
+"""Callers inside the kernel now. The BLAS thread count belongs to the process, so the first sets it and the last
+restores it: callers may overlap without undoing each other's limit."""
+_LIMITS: list[Any] = []
+"""The limit in force, while there are callers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -155,8 +160,18 @@ def _blas() -> ThreadpoolController:
 
 @contextmanager
 def _one_blas_thread() -> Iterator[None]:
-    with _BLAS_LOCK, _blas().limit(limits=1):
+    caller = object()
+    with _BLAS_LOCK:
+        if not _BLAS_CALLERS:
+            _LIMITS.append(_blas().limit(limits=1))
+        _BLAS_CALLERS.append(caller)
+    try:
         yield
+    finally:
+        with _BLAS_LOCK:
+            _BLAS_CALLERS.remove(caller)
+            if not _BLAS_CALLERS:
+                _LIMITS.pop().restore_original_limits()
 
 
 def _in_parallel(solve: Callable[[Array], Solution], array: Array, cost: tuple[float, float], workers: int) -> Solution:

@@ -6,8 +6,11 @@ values unresolved that a requested measure must tell from noise; what was used i
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -23,9 +26,10 @@ from rankkit_kernels.singular_values import Method, singular_values
 __all__ = ["DEFAULT_MEMORY_BUDGET", "Spectrum", "check_measures", "spectrum"]
 
 DEFAULT_MEMORY_BUDGET: Final = 512 << 20  # bytes of dense matrices and their temporaries at any time
-_COPIES: Final = (
-    6  # float64 copies of a matrix alive at once: logits, attention, a measure's temporaries, its Gram matrix
-)
+_COPIES: Final = 6
+"""Float64 copies of a matrix alive at once: logits, attention, a measure\'s temporaries, its Gram matrix."""
+_CACHED_BYTES: Final = 4 << 20
+"""Of one dense array per chunk: it stays in the cache, and a chunk of small matrices still takes 20 ms."""
 
 METHODS: Final[tuple[Method, ...]] = ("gram", "svd")
 
@@ -115,16 +119,36 @@ def spectrum(
     chosen = check_measures(measures)
     if method not in ("auto", *METHODS):
         raise ConfigurationError(f"method must be auto, gram or svd, got {method!r}. Choose one of them.")
-    n = operator.size
-    count = math.prod(operator.batch_shape)
-    chunk = max(1, memory_budget // (_COPIES * n * n * 8))
-    query = operator.query.reshape(count, n, -1)
-    key = operator.key.reshape(count, n, -1)
-    parts = [
-        _chunk(operator, query[start : start + chunk], key[start : start + chunk], chosen, method, precision, workers)
-        for start in range(0, count, chunk)
-    ]
-    return _joined(parts, operator.batch_shape)
+    n, count = operator.size, math.prod(operator.batch_shape)
+    pooled = (workers or _cores()) if operator.query.device.type == "cpu" else 1
+    matrix = n * n * 8  # bytes
+    chunk = max(1, min(memory_budget // (_COPIES * matrix * pooled), max(1, _CACHED_BYTES // matrix)))
+    pooled = max(1, min(pooled, memory_budget // (_COPIES * matrix)))
+    query, key = operator.query.reshape(count, n, -1), operator.key.reshape(count, n, -1)
+    pieces = list(zip(query.split(chunk), key.split(chunk), strict=True))
+
+    def measured(piece: tuple[Tensor, Tensor]) -> Spectrum:
+        return _chunk(operator, *piece, chosen, method, precision, workers if pooled == 1 else 1)
+
+    if pooled == 1:
+        return _joined([measured(piece) for piece in pieces], operator.batch_shape)
+    with _one_torch_thread(), ThreadPoolExecutor(pooled, "spectrum") as pool:
+        return _joined(list(pool.map(measured, pieces)), operator.batch_shape)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """One thread for each torch operation, because the pool already keeps every core busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _chunk(
