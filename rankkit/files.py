@@ -26,9 +26,10 @@ __all__ = [
     "RunDirectory",
     "append_json_line",
     "atomic_directory",
+    "check_output_file",
+    "check_output_folder",
     "exclusive",
     "keep_json_lines",
-    "prepare_output",
     "read_json_lines",
     "remove_partial",
     "sha256_of_file",
@@ -60,6 +61,8 @@ def storage_errors(path: Path) -> Iterator[None]:
         errno.EPERM: "Choose a folder you may write to with --out",
         errno.EIO: "Check the disk",
         errno.ENOTDIR: "A parent of this path is a file; choose another path",
+        errno.ENOENT: "This place cannot hold files; choose another path",
+        errno.EEXIST: "Something else has that name; choose another path",
     }
     try:
         yield
@@ -210,28 +213,35 @@ def sha256_of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def prepare_output(path: Path, *, force: bool) -> None:
-    """Refuse an output that exists, or with `force` remove it if it is ours to remove.
-
-    A folder is only ever removed when it is empty or holds a `run.toml`: `--force --out ~` must not cost a home.
+def check_output_file(path: Path, *, force: bool) -> None:
+    """Refuse an output file that exists, unless `force` is given.
 
     Raises:
-        OutputExistsError: `path` exists and `force` is false, or it is a folder that is not a run.
+        OutputExistsError: `path` exists and `force` is false, or it is a folder.
     """
-    if path.is_dir() and not any(path.iterdir()):
-        return
-    if not path.exists():
+    if path.is_dir():
+        raise OutputExistsError(f"{path} must be the name of a file, got a folder. Choose another --out.")
+    if path.exists() and not force:
+        raise OutputExistsError(f"{path} must not exist yet. Add --force to replace it, or choose another --out.")
+
+
+def check_output_folder(path: Path, *, force: bool) -> None:
+    """Refuse an output folder that exists, unless `force` is given and it is ours to replace.
+
+    Only an empty folder or one with a `run.toml` is ever replaced: `--force --out ~` must not cost a home.
+
+    Raises:
+        OutputExistsError: `path` exists and `force` is false, or it is not a run.
+    """
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not force:
         raise OutputExistsError(f"{path} must not exist yet. Add --force to replace it, or choose another --out.")
-    if path.is_dir():
-        if not (path / RunDirectory.configuration_name).is_file():
-            raise OutputExistsError(
-                f"{path} must be a rankkit run to be replaced, got a folder without "
-                f"{RunDirectory.configuration_name}. Choose another --out."
-            )
-        with storage_errors(path):
-            shutil.rmtree(path)
+    if not (path / RunDirectory.configuration_name).is_file():
+        raise OutputExistsError(
+            f"{path} must be a rankkit run to be replaced, got something without "
+            f"{RunDirectory.configuration_name}. Choose another --out."
+        )
 
 
 @contextlib.contextmanager

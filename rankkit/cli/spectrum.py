@@ -40,7 +40,7 @@ __all__ = ["command", "measure_and_report"]
     ),
 )
 @click.argument("run")
-@click.option("--samples", type=click.IntRange(1), default=32, show_default=True, help="Held-out sequences.")
+@click.option("--samples", type=click.IntRange(1), help="Held-out sequences.  [default: 32]")
 @click.option("--sequence-length", type=click.IntRange(1), help="Tokens per sequence.  [default: the run's]")
 @click.option(
     "--prefix-length", type=click.IntRange(0), help="One p for all samples.  [default: the evaluation's, half]"
@@ -79,7 +79,7 @@ def command(output: Output, run: str, device: str, out: str | None, force: bool,
 
 
 def _configuration(
-    samples: int,
+    samples: int | None,
     sequence_length: int | None,
     prefix_length: int | None,
     layers: str | None,

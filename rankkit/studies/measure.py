@@ -42,6 +42,7 @@ __all__ = [
     "plan_measurement",
 ]
 
+DEFAULT_SAMPLES: Final = 32  # means over heads and sequences are then known to a few percent of a head's spread
 APPLIED: Final = ("own", "swapped")
 _SWAPPED: Final = {MaskKind.CAUSAL: MaskKind.PREFIX, MaskKind.PREFIX: MaskKind.CAUSAL}
 
@@ -54,8 +55,8 @@ class MeasurementInterruptedError(RankkitError):
 class MeasureConfig:
     """What to measure."""
 
-    samples: int = 32
-    """Held-out sequences, spread over those that the evaluation used."""
+    samples: int | None = None
+    """Held-out sequences, spread over those that the evaluation used; None for 32, or all where there are fewer."""
     sequence_length: int | None = None
     """Tokens per sequence; None for the run's."""
     prefix_length: int | None = None
@@ -77,7 +78,7 @@ class MeasureConfig:
 
     def __post_init__(self) -> None:
         check_measures(self.measures)
-        if self.samples < 1:
+        if self.samples is not None and self.samples < 1:
             raise ConfigurationError(f"samples must be at least 1, got {self.samples}. Ask for one sequence or more.")
         unknown = [region for region in self.regions if region not in REGIONS]
         if unknown or not self.regions:
@@ -194,16 +195,18 @@ def _finished_units(run: Run) -> tuple[tuple[str, int], ...]:
     return units
 
 
-def _samples(run: Run, count: int, n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _samples(run: Run, wanted: int | None, n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Evenly spread windows, from those of the evaluation when the length is the run's."""
     train, trained = run.config.base.train, run.config.base.model.sequence_length
-    wanted = train.evaluation_sequences if n == trained else count
-    windows = evaluation_sequences(run.tokens(), count=wanted, sequence_length=n)
+    count = DEFAULT_SAMPLES if wanted is None else wanted
+    evaluated = train.evaluation_sequences if n == trained else count
+    windows = evaluation_sequences(run.tokens(), count=evaluated, sequence_length=n)
     available = len(windows.tokens)
-    if count > available:
+    if wanted is not None and wanted > available:
         raise ConfigurationError(
-            f"samples must be at most {available} (evaluation sequences of this run), got {count}. Ask for fewer."
+            f"samples must be at most {available} (evaluation sequences of this run), got {wanted}. Ask for fewer."
         )
+    count = min(count, available)
     picked = [index * available // count for index in range(count)]
     return windows.tokens[picked], windows.documents[picked]
 

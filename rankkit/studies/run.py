@@ -15,7 +15,7 @@ from rankkit.data.config import DataConfig
 from rankkit.data.corpora import Corpus
 from rankkit.data.tokens import TokenFiles, open_tokens, prepare_tokens
 from rankkit.errors import ConfigurationError, RunError
-from rankkit.files import RunDirectory, prepare_output, storage_errors, write_text
+from rankkit.files import RunDirectory, atomic_directory, check_output_folder, write_text
 from rankkit.models.config import ModelConfig
 from rankkit.models.transformer import Transformer
 from rankkit.training import checkpoints
@@ -75,7 +75,8 @@ def create_run(
 ) -> Run:
     """Prepare the text and write the resolved configuration.
 
-    `run.toml` is written last: a folder without it is not a run, and a failure leaves nothing that looks like one.
+    The directory appears under its name when everything is in it; a failure leaves nothing, and an existing run that
+    `force` would replace stays until then.
 
     Args:
         config: arms, seeds and what they share; its vocabulary is replaced by the tokenizer's.
@@ -96,36 +97,43 @@ def create_run(
         raise ConfigurationError(
             f"precision must be float32 on {device.type}, got bfloat16. Add --set train.precision=float32, or use CUDA."
         )
-    prepare_output(path, force=force)
-    directory = RunDirectory(path)
-    with storage_errors(path):
-        path.mkdir(parents=True, exist_ok=True)
-    tokens = prepare_tokens(
-        config.base.data,
-        directory.tokens,
-        directory.tokenizer,
-        sequence_length=config.base.model.sequence_length,
-        corpus=corpus,
-    )
-    base = replace(config.base, model=replace(config.base.model, vocab_size=tokens.vocab_size))
-    config = replace(config, base=base)
+    check_output_folder(path, force=force)
+    with atomic_directory(path) as temporary:
+        directory = RunDirectory(temporary)
+        tokens = prepare_tokens(
+            config.base.data,
+            directory.tokens,
+            directory.tokenizer,
+            sequence_length=config.base.model.sequence_length,
+            corpus=corpus,
+        )
+        base = replace(config.base, model=replace(config.base.model, vocab_size=tokens.vocab_size))
+        config = replace(config, base=base)
+        facts = _facts(base, device, threads, command)
+        write_text(directory.configuration, toml_text(_table(config, facts)))
+    return Run(RunDirectory(path), config, facts)
+
+
+def _facts(base: ArmConfig, device: torch.device, threads: int, command: str) -> dict[str, Any]:
     precision = torch.bfloat16 if base.train.precision == "bfloat16" else torch.float32
-    facts = {
+    return {
         "command": command,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": environment(device, precision, threads),
     }
-    table = {
+
+
+def _table(config: RunConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """`run.toml`."""
+    return {
         "rankkit_run": FORMAT,
         "command": facts["command"],
         "created": facts["created"],
         "run": {"arms": list(config.arms), "seeds": list(config.seeds)},
-        **to_table(base),
+        **to_table(config.base),
         "arms": {name: {key: str(value) for key, value in ARMS[name].items()} for name in config.arms},
         "environment": facts["environment"],
     }
-    write_text(directory.configuration, toml_text(table))
-    return Run(directory, config, facts)
 
 
 def open_run(path: Path) -> Run:
