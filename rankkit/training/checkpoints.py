@@ -86,7 +86,9 @@ def save(trainer: Trainer, run: RunDirectory, arm: str) -> CheckpointFacts:
 def _training_state(trainer: Trainer) -> memoryview:
     state = {
         "optimizer": trainer.optimizer.state_dict(),
-        "step": trainer.step,
+        # Not "step", as the optimizer has it: pickle writes a string that two places share once, and these two would share
+        # it only until the first restore, so that a resumed run's file would differ.
+        "steps": trainer.step,
         "loss_tokens": trainer.loss_tokens,
         "chains": trainer.consumption.chains,
     }
@@ -204,10 +206,11 @@ def restore(trainer: Trainer, run: RunDirectory, arm: str, step: int) -> None:
     try:
         state = torch.load(path, map_location=trainer.device, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise RunError(f"{path} must hold optimizer state, got: {error}. Delete this checkpoint.") from error
-    if (state["step"], state["loss_tokens"], state["chains"]) != (facts.step, facts.loss_tokens, facts.chains):
+        # torch's own message is a page long and advises to trust the file.
+        raise RunError(f"{path} must hold optimizer state, got other content. Delete this checkpoint.") from error
+    if (state["steps"], state["loss_tokens"], state["chains"]) != (facts.step, facts.loss_tokens, facts.chains):
         raise RunError(f"{folder / _FACTS} must agree with {_STATE}, but it does not. Delete this checkpoint.")
     _load(trainer.model, {k: v.to(trainer.device) for k, v in _checked_weights(folder).items()}, folder)
     trainer.optimizer.load_state_dict(state["optimizer"])
     trainer.step, trainer.loss_tokens = facts.step, facts.loss_tokens
-    trainer.consumption.chains = dict(facts.chains)
+    trainer.consumption.chains = dict(state["chains"])
