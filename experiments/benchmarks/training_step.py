@@ -169,7 +169,10 @@ def pair_against_its_arms(rounds: int, tokens: TokenFiles) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="three rounds instead of seven")
-    rounds = 3 if parser.parse_args().quick else ROUNDS
+    parser.add_argument("--threads", type=int, default=1, help="torch threads; one, as train-pair uses on the CPU")
+    arguments = parser.parse_args()
+    rounds = 3 if arguments.quick else ROUNDS
+    torch.set_num_threads(arguments.threads)
     warnings.filterwarnings("ignore", module="transformers")
     print(
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, {rounds} alternating rounds: median (min to max)"

@@ -18,10 +18,8 @@ def show_losses(comparison: LossComparison, output: Output) -> None:
     output.table(_cost_table(comparison))
     output.table(_loss_table(comparison))
     seeds = len(comparison.arms[0].seeds)
-    output.say(
-        "± is one standard error "
-        + ("over seeds." if seeds > 1 else "over sequences, which says nothing of another seed.")
-    )
+    over = "seeds" if seeds > 1 else "the sequences of one seed, and says nothing of another seed"
+    output.say(f"The standard error is over {over}.")
     for difference in comparison.differences:
         output.say(_difference_line(difference))
     for difference in comparison.differences:

@@ -45,13 +45,12 @@ def show_companions(found: Decomposition, output: Output) -> None:
     ]
     if not companions:
         return
-    short = {"attention_entropy": "entropy"}
-    headings = ["region", "layer", *(f"{short.get(name, name)} {arm}" for name in companions for arm in found.arms)]
-    table = new_table("beside the rank: what decides it besides the mask", headings)
+    title = f"what decides a rank besides the mask: {found.arms[0]} / {found.arms[1]}"
+    table = new_table(title, ["region", "layer", *(name.replace("_", " ") for name in companions)])
     for number, row in enumerate(found.rows[companions[0]]):
         rows = [found.rows[name][number] for name in companions]
         layer = "mean" if row.layer is None else f"{row.layer}{'*' if row.untrained else ''}"
-        values = [f"{value:.3f}" for entry in rows for value in (entry.causal, entry.prefix)]
+        values = [f"{entry.causal:.3f} / {entry.prefix:.3f}" for entry in rows]
         table.add_row(_WORDS.get(row.region, row.region), layer, *values, end_section=row.layer is None)
     output.table(table)
 

@@ -111,7 +111,7 @@ def test_spectrum_measures_writes_and_splits_the_gap(run: Path, tmp_path: Path) 
 def test_spectrum_table_shows_effects_companions_and_what_was_resolved(run: Path, tmp_path: Path) -> None:
     result = invoke("spectrum", str(run), "--samples", "2", "--out", str(tmp_path / "s.h5"))
     assert "gap = gpt - unilm = mask effect + learned effect" in result.stdout
-    assert "beside the rank" in result.stdout
+    assert "what decides a rank besides the mask: gpt / unilm" in result.stdout
     assert "lie above the arithmetic floor" in result.stdout
     assert "no loss reaches the last layer's prefix block" in result.stdout
 
