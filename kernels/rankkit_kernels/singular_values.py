@@ -163,7 +163,8 @@ def _one_blas_thread() -> Iterator[None]:
     caller = object()
     with _BLAS_LOCK:
         if not _BLAS_CALLERS:
-            _LIMITS.append(_blas().limit(limits=1))
+            with _blas_obeys_this_thread():
+                _LIMITS.append(_blas().limit(limits=1))
         _BLAS_CALLERS.append(caller)
     try:
         yield
@@ -171,7 +172,21 @@ def _one_blas_thread() -> Iterator[None]:
         with _BLAS_LOCK:
             _BLAS_CALLERS.remove(caller)
             if not _BLAS_CALLERS:
-                _LIMITS.pop().restore_original_limits()
+                with _blas_obeys_this_thread():
+                    _LIMITS.pop().restore_original_limits()
+
+
+@contextmanager
+def _blas_obeys_this_thread() -> Iterator[None]:
+    """Set limits from any thread: threadpoolctl 3.8 obeys one thread and ignores every other in silence."""
+    forget = [getattr(library, "clear_controlling_thread", None) for library in _blas().lib_controllers]
+    for clear in filter(None, forget):
+        clear(force=True)
+    try:
+        yield
+    finally:
+        for clear in filter(None, forget):
+            clear(force=True)
 
 
 def _in_parallel(solve: Callable[[Array], Solution], array: Array, cost: tuple[float, float], workers: int) -> Solution:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import matrices
 import numpy as np
 import pytest
@@ -150,6 +152,18 @@ def test_blas_works_with_one_thread_inside_the_pool(workers, monkeypatch):
     with threadpool_limits(limits=2, user_api="blas"):
         singular_values(batch(3, 8), method="svd", workers=workers)
     assert [set(threads.values()) for threads in seen] == [{1}] * 3
+
+
+def test_blas_works_with_one_thread_in_whatever_thread_calls(monkeypatch):
+    seen = []
+    solve = kernel._solve_svd
+    monkeypatch.setitem(kernel._SOLVERS, "svd", lambda chunk: (seen.append(blas_threads()), solve(chunk))[1])
+    with threadpool_limits(limits=2, user_api="blas"):
+        singular_values(batch(1, 8), method="svd", workers=1)  # threadpoolctl now takes this thread for the one to obey
+        with ThreadPoolExecutor(1) as other:
+            other.submit(singular_values, batch(1, 8), method="svd", workers=1).result()
+        assert set(blas_threads().values()) == {2}
+    assert [set(threads.values()) for threads in seen] == [{1}] * 2
 
 
 def test_the_blas_threads_come_back_after_an_error(monkeypatch):
