@@ -7,7 +7,6 @@ values unresolved that a requested measure must tell from noise; what was used i
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from rankkit.errors import ConfigurationError
@@ -119,21 +119,23 @@ def spectrum(
     chosen = check_measures(measures)
     if method not in ("auto", *METHODS):
         raise ConfigurationError(f"method must be auto, gram or svd, got {method!r}. Choose one of them.")
-    n, count = operator.size, math.prod(operator.batch_shape)
+    n = operator.size
     pooled = (workers or _cores()) if operator.query.device.type == "cpu" else 1
     matrix = n * n * 8  # bytes
     chunk = max(1, min(memory_budget // (_COPIES * matrix * pooled), max(1, _CACHED_BYTES // matrix)))
     pooled = max(1, min(pooled, memory_budget // (_COPIES * matrix)))
-    query, key = operator.query.reshape(count, n, -1), operator.key.reshape(count, n, -1)
+    query = rearrange(operator.query, "... query feature -> (...) query feature")
+    key = rearrange(operator.key, "... key feature -> (...) key feature")
     pieces = list(zip(query.split(chunk), key.split(chunk), strict=True))
 
     def measured(piece: tuple[Tensor, Tensor]) -> Spectrum:
         return _chunk(operator, *piece, chosen, method, precision, workers if pooled == 1 else 1)
 
-    if pooled == 1:
-        return _joined([measured(piece) for piece in pieces], operator.batch_shape)
-    with _one_torch_thread(), ThreadPoolExecutor(pooled, "spectrum") as pool:
-        return _joined(list(pool.map(measured, pieces)), operator.batch_shape)
+    with _one_torch_thread():
+        if pooled == 1:
+            return _joined([measured(piece) for piece in pieces], operator.batch_shape)
+        with ThreadPoolExecutor(pooled, "spectrum") as pool:
+            return _joined(list(pool.map(measured, pieces)), operator.batch_shape)
 
 
 def _cores() -> int:
@@ -142,7 +144,7 @@ def _cores() -> int:
 
 @contextlib.contextmanager
 def _one_torch_thread() -> Iterator[None]:
-    """One thread for each torch operation, because the pool already keeps every core busy."""
+    """One thread for each torch operation: the pool keeps every core busy, and sums differ between thread counts."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -162,7 +164,7 @@ def _chunk(
 ) -> Spectrum:
     """One chunk "matrix query key"."""
     part = AttentionOperator(query=query, key=key, mask=operator.mask, scale=operator.scale)
-    n, allowed, logits = part.size, part.allowed(), part.logits()
+    n, allowed, logits = part.size, part.allowed(), _logits(part)
     found = {measure.name: measure.compute(logits, allowed).cpu() for measure in measures if measure.needs == "logits"}
     attention = torch.softmax(logits.masked_fill_(~allowed, -torch.inf), dim=-1)
     del logits
@@ -183,6 +185,22 @@ def _chunk(
         failed=failed,
         measures={measure.name: found[measure.name] for measure in measures},
     )
+
+
+def _logits(part: AttentionOperator) -> Tensor:
+    """Scaled products "matrix query key" in float64, each by itself from memory of its own.
+
+    The last bits of a product depend on its place in a batch and in memory, and a Gram matrix magnifies them.
+    """
+    logits = torch.empty(*part.batch_shape, part.size, part.size, dtype=torch.float64, device=part.query.device)
+    for product, query, key in zip(logits, part.query, part.key, strict=True):
+        product[:] = AttentionOperator(
+            query=query.to(torch.float64, copy=True),
+            key=key.to(torch.float64, copy=True),
+            mask=part.mask,
+            scale=part.scale,
+        ).logits()
+    return logits
 
 
 def _values(
@@ -215,7 +233,7 @@ def _needs_svd(values: Tensor, measures: Sequence[Measure], n: int) -> Tensor:
 def _joined(parts: Sequence[Spectrum], shape: tuple[int, ...]) -> Spectrum:
     def join(tensors: Sequence[Tensor]) -> Tensor:
         whole = torch.cat(list(tensors))
-        return whole.reshape(*shape, *whole.shape[1:])
+        return whole.reshape((*shape, *whole.shape[1:]))  # a matrix alone has no leading axes
 
     return Spectrum(
         singular_values=join([part.singular_values for part in parts]),
