@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from rankkit.cli.console import Output, new_table
 from rankkit.studies.losses import LossComparison, PairDifference, verdict
 
@@ -19,7 +21,7 @@ def show_losses(comparison: LossComparison, output: Output) -> None:
     output.table(_loss_table(comparison))
     seeds = len(comparison.arms[0].seeds)
     over = "seeds" if seeds > 1 else "the sequences of one seed, and says nothing of another seed"
-    output.say(f"The standard error is over {over}.")
+    output.say(f"The standard error is over {over}. Uniform attention: the loss when no head may choose.")
     for difference in comparison.differences:
         output.say(_difference_line(difference))
     for difference in comparison.differences:
@@ -42,12 +44,14 @@ def _loss_table(comparison: LossComparison) -> Table:
         f"suffix loss in nats per token: {comparison.sequences} held-out sequences of {comparison.documents} documents, "
         f"prefix {comparison.prefix_length}"
     )
-    table = new_table(title, ("arm", "seeds", "loss", "standard error", "with uniform attention"))
+    quarters = ("1st quarter", "2nd", "3rd", "4th of the suffix")
+    table = new_table(title, ("arm", "seeds", "loss", "standard error", "uniform attention", *quarters))
     for arm in comparison.arms:
         uniform = f"{arm.uniform_attention.mean():.4f}"
-        table.add_row(arm.arm, str(len(arm.seeds)), f"{arm.loss:.4f}", f"{arm.loss_error:.4f}", uniform)
+        parts = [f"{part.mean():.3f}" for part in np.array_split(arm.by_position.mean(axis=0), 4) if part.size]
+        table.add_row(arm.arm, str(len(arm.seeds)), f"{arm.loss:.4f}", f"{arm.loss_error:.4f}", uniform, *parts)
     for name, value in comparison.ngrams.items():
-        table.add_row(f"{name} model", "", f"{value:.4f}", "", "")
+        table.add_row(f"{name} model", "", f"{value:.4f}")
     return table
 
 

@@ -197,10 +197,25 @@ def train_and_report(
     show_losses(comparison, output)
     figures = draw_losses(run, comparison)
     output.say(f"\nproof of the match: {run.directory.certificate}")
+    for line in _different_machines(run):
+        output.say(line)
     output.say(f"figure: {figures[0]}")
     if next_step:
         output.say(f"next: rankkit spectrum {shlex.quote(str(path))}")
     return {"run": str(path), "complete": True, **losses_as_dict(comparison), "figures": [str(f) for f in figures]}
+
+
+def _different_machines(run: Run) -> list[str]:
+    """What the certificate knows of arms that were trained on different machines or versions."""
+    import json
+
+    certificate = json.loads(run.directory.certificate.read_text(encoding="utf-8"))
+    return [
+        f"note: {' and '.join(pair['arms'])}, seed {pair['seed']}, were trained with different "
+        f"{', '.join(pair['environment'])}, so their rounding differs."
+        for pair in certificate["pairs"]
+        if pair["environment"]
+    ]
 
 
 def _show_plan(config: RunConfig, output: Output, device: Any, workers: int | None) -> None:

@@ -178,9 +178,28 @@ def _pairs(run: Run, facts: Mapping[tuple[str, int], Mapping[int, CheckpointFact
                 "fields": {name: [str(value) for value in values] for name, values in fields.items()},
                 "compared": ["initial weights", *(_MEANING[chain] for chain in _must_match(one, other))],
                 "steps": common,
+                "environment": _environments(first, second),
                 "problems": problems,
                 "matched": not problems and bool(common),
             }
+
+
+def _environments(
+    first: Mapping[int, CheckpointFacts], second: Mapping[int, CheckpointFacts]
+) -> dict[str, list[str | int | None]]:
+    """Facts in which the machines and versions behind two units' last checkpoints differ: not a mismatch, but known.
+
+    Another processor, thread count or version rounds differently, which no arm declares and no arm can avoid when its
+    partner trained elsewhere.
+    """
+    if not first or not second:
+        return {}
+    one, other = first[max(first)].environment, second[max(second)].environment
+    return {
+        key: [one.get(key), other.get(key)]
+        for key in sorted(one.keys() | other.keys())
+        if one.get(key) != other.get(key)
+    }
 
 
 def write_certificate(run: Run) -> dict[str, Any]:

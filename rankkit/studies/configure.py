@@ -57,7 +57,7 @@ def run_config(
                     f"setting must begin with {', '.join(_SECTIONS)}, got {section!r}. Write for example train.steps=500."
                 )
             table[section] = {**table[section], **values}
-    _refuse_arm_fields(layers)
+    _refuse_decided_elsewhere(layers)
     base = from_table(ArmConfig, table, "config")
     if tokens is not None:
         per_step = base.train.batch_size * base.model.sequence_length
@@ -76,14 +76,19 @@ def run_config(
     return RunConfig(**chosen)
 
 
-def _refuse_arm_fields(layers: Sequence[Mapping[str, Any]]) -> None:
-    """Mask and objective belong to the arms; a base value would be replaced in silence."""
+_DECIDED_ELSEWHERE = {
+    ("model", "mask"): "the arms, got {value!r}. Choose --arms instead.",
+    ("train", "objective"): "the arms, got {value!r}. Choose --arms instead.",
+    ("model", "vocab_size"): "the tokenizer, got {value!r}. Choose --tokenizer instead.",
+}
+"""What a base setting would say in vain: it is replaced when the arms or the tokens are made."""
+
+
+def _refuse_decided_elsewhere(layers: Sequence[Mapping[str, Any]]) -> None:
     for layer in layers:
-        for section, key in (("model", "mask"), ("train", "objective")):
+        for (section, key), whose in _DECIDED_ELSEWHERE.items():
             if key in layer.get(section, {}):
-                raise ConfigurationError(
-                    f"{section}.{key} must be left to the arms, got {layer[section][key]!r}. Choose --arms instead."
-                )
+                raise ConfigurationError(f"{section}.{key} must be left to " + whose.format(value=layer[section][key]))
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from rankkit.files import RunDirectory, atomic_directory, sha256_of_file, storag
 from rankkit.models.config import ModelConfig
 from rankkit.models.transformer import Transformer
 from rankkit.training.consumption import CHAINS, parameter_hashes
+from rankkit.training.environment import environment
 from rankkit.training.trainer import Trainer
 
 __all__ = ["CheckpointFacts", "latest_resumable_step", "load_model", "read_facts", "restore", "save"]
@@ -50,6 +51,8 @@ class CheckpointFacts:
     """Of model.safetensors."""
     loss_tokens: int
     """Tokens predicted so far."""
+    environment: dict[str, str | int]
+    """Machine and software that made it."""
 
 
 def save(trainer: Trainer, run: RunDirectory, arm: str) -> CheckpointFacts:
@@ -72,6 +75,7 @@ def save(trainer: Trainer, run: RunDirectory, arm: str) -> CheckpointFacts:
             parameters=parameter_hashes(trainer.model),
             weights_sha256=sha256_of_file(temporary / _WEIGHTS),
             loss_tokens=trainer.loss_tokens,
+            environment=environment(trainer.device, trainer.precision, torch.get_num_threads()),
         )
         state_hash = sha256_of_file(temporary / _STATE)
         described = {name: getattr(facts, name) for name in CheckpointFacts.__slots__}

@@ -156,6 +156,11 @@ class Trainer:
         return contextlib.nullcontext()
 
     @property
+    def precision(self) -> torch.dtype:
+        """Dtype of the forward pass."""
+        return torch.bfloat16 if self.config.train.precision == "bfloat16" else torch.float32
+
+    @property
     def prefix_length(self) -> int:
         """The one prefix length of every evaluation."""
         return self.config.train.evaluation_prefix_length(self.config.model.sequence_length)

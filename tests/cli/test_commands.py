@@ -66,6 +66,7 @@ def test_train_pair_ends_with_the_table_the_verdict_and_the_next_command(text: P
     assert "suffix loss in nats per token: 8 held-out sequences" in result.stdout
     assert "No verdict: unilm - gpt is" in result.stdout
     assert f"next: rankkit spectrum {out}" in result.stdout
+    assert "were trained with different" not in result.stdout
     assert json.loads((out / "certificate.json").read_text())["matched"] is True
     assert (out / "figures" / "losses.png").stat().st_size > 1000
 
@@ -79,6 +80,19 @@ def test_json_prints_one_object_and_nothing_else_on_stdout(text: Path, tmp_path:
     assert set(found["arms"]) == {"gpt", "unilm"}
     assert found["arms"]["gpt"]["compute"] == 6.0 * found["arms"]["gpt"]["non_embedding_parameters"] * 4 * 2 * 32
     assert found["differences"][0]["same_mask_rms"] is None  # one seed has none, and JSON has no nan
+
+
+def test_arms_of_different_machines_are_told_apart_but_still_match(text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    invoke("train-pair", str(text), "--out", str(out), "--steps", "4", "--seeds", "0", "--workers", "1", *SETTINGS)
+    path = out / "gpt" / "seed-0" / "step-000004" / "checkpoint.json"
+    facts = json.loads(path.read_text())
+    facts["environment"]["processor"] = "another one"
+    path.write_text(json.dumps(facts))
+    result = invoke("train-pair", "--resume", str(out), "--workers", "1")
+    assert result.exit_code == 0
+    assert "gpt and unilm, seed 0, were trained with different processor" in result.stdout
+    assert json.loads((out / "certificate.json").read_text())["matched"] is True
 
 
 def test_resuming_a_finished_run_trains_nothing_and_shows_the_same_table(run: Path) -> None:
@@ -187,6 +201,7 @@ def test_shards_complete_a_run_only_together(text: Path, tmp_path: Path) -> None
         (("train-pair", "--set", "model.num_heads=0"), 2, "num_heads must be at least 1"),
         (("train-pair", "--set", "model.n_layers=3"), 2, "Did you mean num_layers"),
         (("train-pair", "--set", "model.mask=prefix"), 2, "must be left to the arms"),
+        (("train-pair", "--set", "model.vocab_size=10"), 2, "must be left to the tokenizer"),
         (("train-pair", "--set", "train.precision=bfloat16", "--device", "cpu"), 2, "precision must be float32"),
         (("train-pair", "--arms", "gpt,foo"), 2, "arm must be one of gpt, unilm, gpt-full"),
         (("train-pair", "--config", "missing.toml"), 2, "config must be an existing file"),
