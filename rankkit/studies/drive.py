@@ -14,14 +14,14 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rankkit.errors import RankkitError, RunError
-from rankkit.files import exclusive
+from rankkit.errors import ConfigurationError, RankkitError, RunError
 from rankkit.studies.run import Run, open_run
 from rankkit.training.environment import prepare_device
 from rankkit.training.unit import Message, Ready, train_unit
@@ -29,6 +29,8 @@ from rankkit.training.unit import Message, Ready, train_unit
 __all__ = ["Unit", "drive", "interruption"]
 
 Unit = tuple[str, int]
+_STOP = "stop"  # the parent tells a worker to save its unit and end; "go" lets a unit take its first step
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _POLL_SECONDS = 0.2  # how long a Ctrl-C may go unnoticed while every worker is inside a step
 
 
@@ -57,7 +59,7 @@ def interruption() -> Iterator[Interruption]:
         signal.signal(number, previous[signal.Signals(number)])
 
     with contextlib.suppress(ValueError):
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _SIGNALS:
             previous[number] = signal.signal(number, handle)
     try:
         yield request
@@ -81,19 +83,21 @@ def drive(
         run: whose units they are.
         units: in the order in which they should be done.
         device: for all of them.
-        workers: processes; 1 trains in this process, the arms of a seed in turn.
+        workers: processes, at least 1; 1 trains in this process, the arms of a seed in turn.
         on_message: called in this process with every message, in the order of each unit. What it raises stops all units,
             after they have saved, and is raised again.
         stop: asked often; once true, all units save and end.
 
     Raises:
+        ConfigurationError: no workers.
         RankkitError: the first error of a unit or of `on_message`.
     """
-    with exclusive(run.directory.path / ".lock", f"run {run.directory.path}"):
-        if workers == 1:
-            _drive_in_turn(run, units, device, on_message, stop)
-        else:
-            _Pool(run, units, device, min(workers, len(units)), on_message, stop).drive()
+    if workers < 1:
+        raise ConfigurationError(f"workers must be at least 1, got {workers}. Leave it out for one per core.")
+    if workers == 1:
+        _drive_in_turn(run, units, device, on_message, stop)
+    else:
+        _Pool(run, units, device, min(workers, len(units)), on_message, stop).drive()
 
 
 def _drive_in_turn(
@@ -112,10 +116,18 @@ def _drive_in_turn(
             )
             for arm, seed in group
         ]
+        ready: set[Iterator[Message]] = set()  # those that have not taken a step
         while generators:
             for generator in list(generators):
+                if failed and generator in ready:
+                    generators.remove(generator)
+                    continue
+                ready.discard(generator)
                 try:
-                    on_message(next(generator))
+                    message = next(generator)
+                    if isinstance(message, Ready):
+                        ready.add(generator)
+                    on_message(message)
                 except StopIteration:
                     generators.remove(generator)
                 except RankkitError as error:
@@ -149,12 +161,13 @@ class _Pool:
         self._error: RankkitError | None = None
         self._told_to_stop = False
         context = multiprocessing.get_context("spawn")  # a fork after torch has started threads may hang
+        resource_tracker.ensure_running()  # its own start would unblock the signals again
         self._workers = []
         for _ in range(workers):
             ours, theirs = context.Pipe()
-            arguments = (theirs, run.directory.path, str(device), run.threads, os.getpid())
+            arguments = (theirs, run.directory.path, str(device), run.threads)
             process = context.Process(target=_work, args=arguments, daemon=True)
-            with _thread_environment(run.threads):
+            with _thread_environment(run.threads), _signals_blocked():
                 process.start()
             theirs.close()
             self._workers.append(_Worker(process, ours))
@@ -182,13 +195,16 @@ class _Pool:
         self._told_to_stop = True
         self._waiting.clear()
         for worker in busy:
-            with contextlib.suppress(BrokenPipeError):
-                worker.connection.send("stop")
+            self._send(worker, _STOP)
 
     def _next_unit(self, worker: _Worker) -> None:
         worker.unit = self._waiting.pop(0) if self._waiting else None
         if worker.unit is not None:
-            worker.connection.send(worker.unit)
+            self._send(worker, worker.unit)
+
+    def _send(self, worker: _Worker, order: str | Unit) -> None:
+        with contextlib.suppress(BrokenPipeError):  # it is dead, which the next `wait` will see
+            worker.connection.send(order)
 
     def _receive(self, worker: _Worker) -> None:
         try:
@@ -214,7 +230,7 @@ class _Pool:
         except RankkitError as error:
             self._error = self._error or error
         if isinstance(message, Ready) and not self._told_to_stop:
-            worker.connection.send("stop" if self._error else "go")
+            self._send(worker, _STOP if self._error else "go")
 
 
 @contextlib.contextmanager
@@ -233,22 +249,34 @@ def _thread_environment(threads: int) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _work(connection: Connection, path: Path, device_name: str, threads: int, parent: int) -> None:
-    """A worker process: train units until the connection closes."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """A process started now does not hear Ctrl-C before it can ignore it; this one hears it a moment later."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _work(connection: Connection, path: Path, device_name: str, threads: int) -> None:
+    """A worker process: train units until told to stop, or until the parent is gone.
+
+    A parent that was killed is noticed at the next message; its successor may already hold the run, so nothing is saved.
+    """
+    for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # the parent hears of it and tells us to save
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     device = torch.device(device_name)
     prepare_device(device, threads)
     run = open_run(path)
 
     def told_to_stop() -> bool:
-        if os.getppid() != parent:  # the parent was killed: save and go
-            return True
-        return bool(connection.poll() and connection.recv() == "stop")
+        return bool(connection.poll() and connection.recv() == _STOP)
 
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        while True:
-            arm, seed = connection.recv()
+        while (unit := connection.recv()) != _STOP:  # which comes here when the unit ended before it was heard
+            arm, seed = unit
             _train(connection, run, arm, seed, device, told_to_stop)
             connection.send(None)
 
@@ -260,7 +288,7 @@ def _train(
     try:
         for message in train_unit(run.directory, arm, run.config.arm(arm), seed, device=device, stop=stop):
             connection.send(message)
-            if isinstance(message, Ready) and connection.recv() == "stop":
+            if isinstance(message, Ready) and connection.recv() == _STOP:
                 return
     except RankkitError as error:
         connection.send(error)
