@@ -131,7 +131,7 @@ def build_certificate(run: Run) -> dict[str, Any]:
 
     Returns:
         A JSON object: `units` (what each arm hashed of itself) and `pairs` (the comparison of every two arms by seed), and
-        `matched`, true when every pair that can be compared matches.
+        `matched`, true when every pair has been compared and matches.
     """
     facts = {unit: _facts_by_step(run, *unit) for unit in run.config.units}
     pairs = list(_pairs(run, facts))
@@ -202,20 +202,29 @@ def _environments(
     }
 
 
-def write_certificate(run: Run) -> dict[str, Any]:
-    """Build and write `certificate.json`; returns it."""
+def write_certificate(run: Run, mismatch: str | None = None) -> dict[str, Any]:
+    """Build and write `certificate.json`; returns it.
+
+    Args:
+        run: whose certificate it is.
+        mismatch: what stopped the run. It is recorded as `observed` where the checkpoints do not show it: units of
+            several workers stop at different steps, and share no checkpoint after the difference.
+    """
     certificate = build_certificate(run)
+    if mismatch is not None and not certificate_problems(certificate):
+        certificate |= {"matched": False, "observed": [mismatch]}
     write_json(run.directory.certificate, certificate)
     return certificate
 
 
 def certificate_problems(certificate: Mapping[str, Any]) -> list[str]:
     """Every undeclared difference that a certificate lists, as sentences."""
-    return [
+    compared = [
         f"{pair['arms'][0]} and {pair['arms'][1]}, seed {pair['seed']}: {problem}"
         for pair in certificate["pairs"]
         for problem in pair["problems"]
     ]
+    return [*certificate.get("observed", ()), *compared]
 
 
 def recompute_problems(run: Run) -> list[str]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from rankkit.data.corpora import Corpus
 from rankkit.errors import ConfigurationError, MatchError
-from rankkit.studies.certificate import MatchWatch, certificate_problems, write_certificate
-from rankkit.studies.drive import Unit, drive
+from rankkit.files import exclusive
+from rankkit.studies.certificate import MatchWatch, build_certificate, certificate_problems, write_certificate
+from rankkit.studies.drive import Unit, drive, interruption
 from rankkit.studies.run import Run, create_run, open_run
 from rankkit.training.config import ArmConfig, RunConfig
 from rankkit.training.environment import choose_device
@@ -55,9 +57,28 @@ def train_units(
         Whether the whole run is finished.
 
     Raises:
-        MatchError: two arms differ in something undeclared; the certificate then says so too.
+        MatchError: two arms differ in something undeclared, before training or at any step; the certificate says so too.
+        RunError: another process is training this run.
         RankkitError: as the units raise.
     """
+    with exclusive(run.directory.path / ".lock", f"run {run.directory.path}"):
+        units = [unit for unit in shard_of(run.config.units, shard) if not run.finished(*unit)]
+        mismatch = None
+        try:
+            _refuse_mismatch(build_certificate(run))
+            if units:
+                drive(run, units, device=device, workers=workers, on_message=_watched(run, on_message), stop=stop)
+        except MatchError as error:
+            mismatch = str(error)
+            raise
+        finally:
+            certificate = write_certificate(run, mismatch)
+        _refuse_mismatch(certificate)
+    return not run.unfinished
+
+
+def _watched(run: Run, on_message: Callable[[Message], None]) -> Callable[[Message], None]:
+    """A listener that compares the arms before it passes a message on."""
     watch = MatchWatch(run)
 
     def receive(message: Message) -> None:
@@ -69,16 +90,13 @@ def train_units(
             watch.saved(message.facts)
         on_message(message)
 
-    units = [unit for unit in shard_of(run.config.units, shard) if not run.finished(*unit)]
-    try:
-        if units:
-            drive(run, units, device=device, workers=workers, on_message=receive, stop=stop)
-    finally:
-        certificate = write_certificate(run)
+    return receive
+
+
+def _refuse_mismatch(certificate: Mapping[str, Any]) -> None:
     problems = certificate_problems(certificate)
     if problems:
         raise MatchError(f"arms must match in all that is undeclared, but {problems[0]}. Do not compare these runs.")
-    return not run.unfinished
 
 
 def default_workers(device: torch.device, units: int) -> tuple[int, int]:
@@ -126,6 +144,7 @@ def train_pair(
         The finished run; `rankkit.compare_losses(run)` says what it shows.
 
     Raises:
+        KeyboardInterrupt: at SIGINT or SIGTERM, after every unit has saved; `rankkit train-pair --resume OUT` continues.
         RankkitError: as `create_run` and `train_units` raise.
     """
     config = RunConfig(arms=tuple(arms), seeds=tuple(seeds), base=base)
@@ -133,5 +152,8 @@ def train_pair(
     default, threads = default_workers(place, len(config.units))
     create_run(config, Path(out), device=place, threads=threads, command="rankkit.train_pair", force=force, corpus=text)
     run = open_run(Path(out))
-    train_units(run, device=place, workers=workers or default)
+    with interruption() as request:
+        finished = train_units(run, device=place, workers=default if workers is None else workers, stop=request)
+    if not finished:
+        raise KeyboardInterrupt(f"every finished step is saved; continue with rankkit train-pair --resume {out}")
     return run
