@@ -136,13 +136,13 @@ def _table(config: RunConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def open_run(path: Path) -> Run:
+def open_run(path: str | Path) -> Run:
     """Open a run directory.
 
     Raises:
         RunError: missing, foreign, damaged, or made by a newer version.
     """
-    directory = RunDirectory(path)
+    directory = RunDirectory(Path(path))
     if not directory.configuration.is_file():
         raise RunError(f"{path} must be a rankkit run, but holds no run.toml. Make one with rankkit train-pair.")
     try:
@@ -183,7 +183,7 @@ def load_model(path: str | Path, *, arm: str, seed: int, step: int | None = None
     Raises:
         RunError: no such run, arm, seed or step, or a damaged checkpoint.
     """
-    run = open_run(Path(path))
+    run = open_run(path)
     if (arm, seed) not in run.config.units:
         raise RunError(
             f"{path} must hold arm {arm} under seed {seed}, but has arms {', '.join(run.config.arms)} and seeds "
