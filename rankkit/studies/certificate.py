@@ -55,11 +55,17 @@ def compare_chains(one: CheckpointFacts, other: CheckpointFacts) -> list[str]:
     ]
 
 
-def compare_initial(one: CheckpointFacts, other: CheckpointFacts) -> list[str]:
-    """Weights in which two arms differed at step 0, named."""
+def compare_settings(one: CheckpointFacts, other: CheckpointFacts) -> list[str]:
+    """Settings in which two arms differed without declaring it, by their own accounts."""
+    fields = differing_fields(one.configuration, other.configuration)
+    return [f"setting {name}" for name in fields if name not in declared_fields(one.arm, other.arm)]
+
+
+def compare_beginning(one: CheckpointFacts, other: CheckpointFacts) -> list[str]:
+    """Undeclared settings and weights in which two arms differed at step 0, named."""
     names = one.parameters.keys() | other.parameters.keys()
     wrong = sorted(name for name in names if one.parameters.get(name) != other.parameters.get(name))
-    return [f"initial weights of {name}" for name in wrong]
+    return compare_settings(one, other) + [f"initial weights of {name}" for name in wrong]
 
 
 def _mismatch(one: str, other: str, seed: int, what: list[str]) -> MatchError:
@@ -81,12 +87,12 @@ class MatchWatch:
         self._steps: dict[tuple[int, int], dict[str, Mapping[str, str]]] = {}
 
     def started(self, initial: CheckpointFacts) -> None:
-        """Compare initial weights with those of the seed's other arms.
+        """Compare settings and initial weights with those of the seed's other arms.
 
         Raises:
             MatchError: they differ.
         """
-        self._compare_with_files(initial, compare_initial)
+        self._compare_with_files(initial, compare_beginning)
 
     def stepped(self, arm: str, seed: int, step: int, chains: Mapping[str, str]) -> None:
         """Compare what two arms have consumed, as soon as both have reached a step.
@@ -163,20 +169,21 @@ def _unit_entry(arm: str, seed: int, by_step: Mapping[int, CheckpointFacts]) -> 
 def _pairs(run: Run, facts: Mapping[tuple[str, int], Mapping[int, CheckpointFacts]]) -> Iterator[dict[str, Any]]:
     for seed in run.config.seeds:
         for one, other in combinations(run.config.arms, 2):
-            fields = differing_fields(run.config.arm(one), run.config.arm(other))
             first, second = facts[one, seed], facts[other, seed]
             common = sorted(first.keys() & second.keys())
-            problems = [f"undeclared field {name}" for name in fields if name not in declared_fields(one, other)]
-            if 0 in common:
-                problems += compare_initial(first[0], second[0])
+            fields: dict[str, tuple[Any, Any]] = {}
+            problems: list[str] = []
             for step in common:
-                problems += compare_chains(first[step], second[step])
+                fields |= differing_fields(first[step].configuration, second[step].configuration)
+                compare = compare_settings if step else compare_beginning
+                found = compare(first[step], second[step]) + compare_chains(first[step], second[step])
+                problems += [problem for problem in found if problem not in problems]
             yield {
                 "arms": [one, other],
                 "seed": seed,
                 "declared": declared_fields(one, other),
                 "fields": {name: [str(value) for value in values] for name, values in fields.items()},
-                "compared": ["initial weights", *(_MEANING[chain] for chain in _must_match(one, other))],
+                "compared": ["settings", "initial weights", *(_MEANING[chain] for chain in _must_match(one, other))],
                 "steps": common,
                 "environment": _environments(first, second),
                 "problems": problems,
@@ -242,6 +249,11 @@ def recompute_problems(run: Run) -> list[str]:
         if not by_step:
             continue
         config = run.config.arm(arm)
+        problems += [
+            f"{arm}, seed {seed}, step {step}: trained with {name} {then}, where run.toml has {now}"
+            for step, facts in by_step.items()
+            for name, (then, now) in differing_fields(facts.configuration, config).items()
+        ]
         if 0 in by_step and parameter_hashes(Transformer(config.model, seed=seed)) != by_step[0].parameters:
             problems.append(f"{arm}, seed {seed}: initial weights are not those of its configuration and seed")
         chains = dict(_replayed_chains(run, config, seed, max(by_step)))

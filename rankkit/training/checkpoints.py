@@ -19,12 +19,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialized
 
-from rankkit.errors import RunError
+from rankkit.errors import ConfigurationError, RunError
 from rankkit.files import RunDirectory, atomic_directory, sha256_of_file, storage_errors, write_json
 from rankkit.models.config import ModelConfig
 from rankkit.models.transformer import Transformer
+from rankkit.training.config import ArmConfig, differing_fields
 from rankkit.training.consumption import CHAINS, parameter_hashes
 from rankkit.training.environment import environment
+from rankkit.training.settings import from_table, to_table
 from rankkit.training.trainer import Trainer
 
 __all__ = ["CheckpointFacts", "latest_resumable_step", "load_model", "read_facts", "restore", "save"]
@@ -53,6 +55,8 @@ class CheckpointFacts:
     """Tokens predicted so far."""
     environment: dict[str, str | int]
     """Machine and software that made it."""
+    configuration: ArmConfig
+    """What the arm was trained with, by its own account."""
 
 
 def save(trainer: Trainer, run: RunDirectory, arm: str) -> CheckpointFacts:
@@ -76,9 +80,11 @@ def save(trainer: Trainer, run: RunDirectory, arm: str) -> CheckpointFacts:
             weights_sha256=sha256_of_file(temporary / _WEIGHTS),
             loss_tokens=trainer.loss_tokens,
             environment=environment(trainer.device, trainer.precision, torch.get_num_threads()),
+            configuration=trainer.config,
         )
         state_hash = sha256_of_file(temporary / _STATE)
         described = {name: getattr(facts, name) for name in CheckpointFacts.__slots__}
+        described["configuration"] = to_table(facts.configuration)
         write_json(temporary / _FACTS, {"rankkit_checkpoint": FORMAT, "training_sha256": state_hash, **described})
     with storage_errors(folder):
         for step in run.checkpoint_steps(arm, trainer.seed):
@@ -107,11 +113,18 @@ def read_facts(folder: Path) -> CheckpointFacts:
     Raises:
         RunError: missing, damaged, foreign, or of a newer format.
     """
-    return _facts(_document(folder))
+    return _facts(_document(folder), folder)
 
 
-def _facts(document: dict[str, Any]) -> CheckpointFacts:
-    return CheckpointFacts(**{name: document[name] for name in CheckpointFacts.__slots__})
+def _facts(document: dict[str, Any], folder: Path) -> CheckpointFacts:
+    try:
+        configuration = from_table(ArmConfig, document["configuration"], "configuration")
+    except ConfigurationError as error:
+        raise RunError(
+            f"{folder / _FACTS} must hold a valid configuration, got: {error} Delete this checkpoint."
+        ) from error
+    described = {name: document[name] for name in CheckpointFacts.__slots__}
+    return CheckpointFacts(**{**described, "configuration": configuration})
 
 
 def _document(folder: Path) -> dict[str, Any]:
@@ -138,6 +151,8 @@ def _is_whole(document: dict[str, Any]) -> bool:
         return False
     tables = [document.get("chains"), document.get("parameters")]
     if not all(isinstance(table, dict) and all(type(entry) is str for entry in table.values()) for table in tables):
+        return False
+    if not all(isinstance(document.get(name), dict) for name in ("environment", "configuration")):
         return False
     return set(document["chains"]) == set(CHAINS)
 
@@ -200,11 +215,17 @@ def restore(trainer: Trainer, run: RunDirectory, arm: str, step: int) -> None:
     """
     folder = run.checkpoint(arm, trainer.seed, step)
     document = _document(folder)
-    facts, path = _facts(document), folder / _STATE
+    facts, path = _facts(document, folder), folder / _STATE
     if (facts.arm, facts.seed, facts.step) != (arm, trainer.seed, step):
         raise RunError(
             f"{folder} must be the checkpoint of {arm}, seed {trainer.seed}, step {step}, got that of {facts.arm}, seed "
             f"{facts.seed}, step {facts.step}. The run directory is mixed from two runs."
+        )
+    if changed := differing_fields(facts.configuration, trainer.config):
+        name, (then, now) = next(iter(changed.items()))
+        raise RunError(
+            f"{folder} must be continued with the configuration it was trained with, but {name} was {then} and is now "
+            f"{now}. Restore run.toml."
         )
     _check_hash(path, document["training_sha256"])
     try:
