@@ -127,8 +127,17 @@ def test_every_prefix_length_occurs_equally_often() -> None:
     assert chisquare(counts).pvalue > 1e-3
 
 
-def test_prefix_lengths_and_windows_are_independent() -> None:
-    """Batches sort their lengths; the windows beside them must not be sorted with them."""
+def test_windows_and_prefix_lengths_are_drawn_independently() -> None:
+    """As many starts as prefix lengths, so that one draw for both would always pair them alike."""
+    single = stream(4, tokens=TOKENS[: 256 + 16], batch_size=1)
+    batches = [single.batch(step) for step in range(2890)]
+    table = np.zeros((17, 17))
+    for batch in batches:
+        table[batch.tokens[0, 0], (batch.prefix_lengths[0] - 64) // 8] += 1
+    assert chisquare(table.ravel()).pvalue > 1e-3
+
+
+def test_windows_are_not_sorted_with_the_lengths_beside_them() -> None:
     first = np.array([stream(4, batch_size=2).batch(step).tokens[:, 0] for step in range(500)])
     later = int((first[:, 1] > first[:, 0]).sum())
     assert abs(later - 250) < 60  # five standard errors of 500 tosses of a coin

@@ -142,19 +142,20 @@ def test_the_whole_gradient_is_clipped_and_its_norm_before_clipping_is_recorded(
 
 
 def test_a_step_counts_tokens_and_takes_the_next_batch(run: RunDirectory) -> None:
-    it = trainer(arm(), run)
+    it, used = trainer(arm(), run), []
+    it.optimizer.register_step_pre_hook(lambda *_: used.append({group["lr"] for group in it.optimizer.param_groups}))
     predicted = 0
     for step in range(3):
         batch = it.stream.batch(step)
-        before, record = it.consumption.chains, it.train_step()
+        record = it.train_step()
         predicted += sum(N - p for p in batch.prefix_lengths)
         assert (record.step, it.step) == (step + 1, step + 1)
         assert record.tokens == (step + 1) * 2 * N
         assert record.loss_tokens == it.loss_tokens == predicted
         assert record.learning_rate == learning_rate(it.config.train, step)
+        assert used[step] == {record.learning_rate}
         assert record.chains == it.consumption.chains
         assert record.chains is not it.consumption.chains
-        assert before is not record.chains
         assert set(record.chains) == set(CHAINS)
 
 
