@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -18,7 +18,9 @@ from rankkit.statistics import Interval, bootstrap_over_documents, mean_interval
 from rankkit.studies.certificate import declared_fields
 from rankkit.studies.run import Run
 
-__all__ = ["ArmLosses", "LossComparison", "PairDifference", "compare_losses", "verdict"]
+__all__ = ["ArmLosses", "LossComparison", "PairDifference", "compare_losses", "read_evaluation", "verdict"]
+
+_ROUNDING = 1e-9  # relative; means of at most 1e5 float64 values taken in another order differ by less
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,19 +138,36 @@ def compare_losses(run: Run) -> LossComparison:
 
 
 def read_evaluation(run: Run, arm: str, seed: int) -> dict[str, Any]:
-    """The final evaluation of a unit.
+    """The final evaluation of a unit, as `rankkit.training` wrote it.
 
     Raises:
-        RunError: damaged.
+        RunError: damaged, or not that of this run's sequences, prefix length and steps.
     """
     path = run.directory.evaluation(arm, seed)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        for key in ("loss_tokens", "uniform_attention_loss", "trained"):
-            document[key]
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        problems = list(_contradictions(document, run))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path} must hold a finished evaluation, got: {error!r}. Delete it and --resume.") from error
-    return dict(document)
+        problems = [repr(error)]
+    if problems:
+        raise RunError(f"{path} must hold a finished evaluation, got: {problems[0]}. Delete it and --resume.")
+    return document
+
+
+def _contradictions(document: Mapping[str, Any], run: Run) -> Iterator[str]:
+    """What in an evaluation disagrees with itself or with its run."""
+    train, n, p = run.config.base.train, run.config.base.model.sequence_length, run.prefix_length
+    sequences = evaluation_sequences(run.tokens(), count=train.evaluation_sequences, sequence_length=n)
+    if (document["step"], document["prefix_length"]) != (train.steps, p):
+        yield f"step {document['step']} and prefix length {document['prefix_length']} instead of {train.steps} and {p}"
+    if not isinstance(document["loss_tokens"], int):
+        yield f"loss_tokens {document['loss_tokens']!r}"
+    for kind, loss in (("trained", "loss"), ("uniform_attention", "uniform_attention_loss")):
+        by_sequence, by_position = (np.asarray(document[kind][key], float) for key in ("by_sequence", "by_position"))
+        if by_sequence.shape != (len(sequences.tokens),) or by_position.shape != (n - max(p, 1),):
+            yield f"{kind} losses of shape {by_sequence.shape} by sequence and {by_position.shape} by position"
+        elif not np.allclose([by_sequence.mean(), by_position.mean()], document[loss], rtol=_ROUNDING, atol=0):
+            yield f"{kind} losses whose mean is not {document[loss]}"
 
 
 def _arm_losses(run: Run, arm: str) -> ArmLosses | None:

@@ -15,14 +15,15 @@ from rankkit.errors import RankkitError, RunError
 from rankkit.spectra.measures import MEASURES, Measure
 from rankkit.store import verify
 from rankkit.studies.certificate import build_certificate, certificate_problems, recompute_problems
+from rankkit.studies.losses import read_evaluation
 from rankkit.studies.run import Run
-from rankkit.training.checkpoints import load_model
+from rankkit.training.checkpoints import load_model, read_facts
 
 __all__ = ["verify_file", "verify_run"]
 
 
 def verify_run(run: Run) -> list[str]:
-    """Check tokens, checkpoints, certificate and spectrum of a run.
+    """Check tokens, tokenizer, checkpoints, certificate, evaluations and spectrum of a run.
 
     The certificate is built again from the checkpoints and compared with the one on file; initial weights and batches are
     made again from configuration, text and seed and compared with what every arm hashed of itself.
@@ -32,13 +33,18 @@ def verify_run(run: Run) -> list[str]:
     """
     problems = []
     try:
-        verify_tokens(run.directory.tokens)
+        verify_tokens(run.directory.tokens, run.directory.tokenizer)
     except RankkitError as error:
         problems.append(str(error))
         return problems  # without the text nothing else can be made again
-    problems += _certificate_problems(run)
-    problems += recompute_problems(run)
     problems += _checkpoint_problems(run)
+    try:
+        problems += _certificate_problems(run)
+        problems += recompute_problems(run)
+    except RankkitError as error:  # a checkpoint that cannot be read, or a configuration that does not fit the text
+        if str(error) not in problems:
+            problems.append(str(error))
+    problems += _evaluation_problems(run)
     if run.directory.spectrum.is_file():
         problems += [f"{run.directory.spectrum.name}: {problem}" for problem in verify_file(run.directory.spectrum)]
     return problems
@@ -67,6 +73,24 @@ def _checkpoint_problems(run: Run) -> list[str]:
                 load_model(run.directory.checkpoint(arm, seed, step), run.config.arm(arm).model)
             except RunError as error:
                 problems.append(str(error))
+    return problems
+
+
+def _evaluation_problems(run: Run) -> list[str]:
+    """Every finished unit's evaluation, against itself, its run and its last checkpoint."""
+    problems = []
+    for arm, seed in run.config.units:
+        if run.finished(arm, seed):
+            try:
+                counted = read_evaluation(run, arm, seed)["loss_tokens"]
+                trained = read_facts(run.directory.checkpoint(arm, seed, run.config.base.train.steps)).loss_tokens
+            except RankkitError as error:
+                problems.append(str(error))
+                continue
+            if counted != trained:
+                problems.append(
+                    f"{arm}, seed {seed}: evaluation after {counted} loss tokens, checkpoint after {trained}"
+                )
     return problems
 
 
