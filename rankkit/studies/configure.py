@@ -44,9 +44,8 @@ def run_config(
         ConfigurationError: an unreadable file, an unknown key, a wrong type, or a value that cannot hold.
     """
     read = _read(file) if file is not None else {}
-    base = named_preset(preset or read.pop("preset", None) or "tiny")
-    read.pop("preset", None)
-    table = to_table(base)
+    of_file = read.pop("preset", "tiny")
+    table = to_table(_preset(of_file if preset is None else preset))
     layers: list[Mapping[str, Any]] = [
         {key: read.pop(key) for key in _SECTIONS if key in read}, parse_assignments(assignments), options or {},
     ]  # fmt: skip
@@ -58,22 +57,31 @@ def run_config(
                 )
             table[section] = {**table[section], **values}
     _refuse_decided_elsewhere(layers)
-    base = from_table(ArmConfig, table, "config")
-    if tokens is not None:
-        per_step = base.train.batch_size * base.model.sequence_length
-        base = replace(base, train=replace(base.train, steps=max(1, math.ceil(tokens / per_step))))
-    chosen: dict[str, Any] = {"base": base}
-    for name, option in (("arms", arms), ("seeds", seeds)):
-        value = option if option is not None else read.pop(name, None)
-        read.pop(name, None)
-        if value is not None:
-            chosen[name] = tuple(value)
+    base = _reading(from_table(ArmConfig, table, "config"), tokens)
+    chosen: dict[str, Any] = {name: read.pop(name) for name in ("arms", "seeds") if name in read}
+    chosen |= {name: option for name, option in (("arms", arms), ("seeds", seeds)) if option is not None}
     if read:
         raise ConfigurationError(
             f"{file} must not hold the unknown key {next(iter(read))!r}. "
             "Known: preset, arms, seeds, [model], [train], [data]."
         )
-    return RunConfig(**chosen)
+    return replace(from_table(RunConfig, chosen, "config"), base=base)
+
+
+def _preset(name: Any) -> ArmConfig:
+    if not isinstance(name, str):
+        raise ConfigurationError(f'preset must be a name, got {name!r}. Write for example preset = "tiny".')
+    return named_preset(name)
+
+
+def _reading(base: ArmConfig, tokens: int | None) -> ArmConfig:
+    """The configuration with the steps that it takes to read so many tokens."""
+    if tokens is None:
+        return base
+    if tokens < 1:
+        raise ConfigurationError(f"tokens must be at least 1, got {tokens}. Name how many each unit should read.")
+    per_step = base.train.batch_size * base.model.sequence_length
+    return replace(base, train=replace(base.train, steps=math.ceil(tokens / per_step)))
 
 
 _DECIDED_ELSEWHERE = {

@@ -131,9 +131,14 @@ def _table(config: RunConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
         "created": facts["created"],
         "run": {"arms": list(config.arms), "seeds": list(config.seeds)},
         **to_table(config.base),
-        "arms": {name: {key: str(value) for key, value in ARMS[name].items()} for name in config.arms},
+        "arms": _declarations(config),
         "environment": facts["environment"],
     }
+
+
+def _declarations(config: RunConfig) -> dict[str, dict[str, str]]:
+    """What every arm of a run declares."""
+    return {name: {key: str(value) for key, value in ARMS[name].items()} for name in config.arms}
 
 
 def open_run(path: str | Path) -> Run:
@@ -155,11 +160,21 @@ def open_run(path: str | Path) -> Run:
     if found > FORMAT:
         raise RunError(f"{path} must be of run format {FORMAT} or older, got {found}. Install a newer rankkit.")
     try:
-        return Run(directory, _config(table), {key: table[key] for key in ("command", "created", "environment")})
+        config, facts = _config(table), {key: table[key] for key in ("command", "created", "environment")}
+        _check(table, config)
     except (ConfigurationError, KeyError, TypeError) as error:
         raise RunError(
             f"{directory.configuration} must hold a valid configuration, got: {error}. Restore it."
         ) from error
+    return Run(directory, config, facts)
+
+
+def _check(table: Mapping[str, Any], config: RunConfig) -> None:
+    """Refuse what the configuration does not read itself, but what the results depend on."""
+    if table["arms"] != _declarations(config):
+        raise ConfigurationError(f"arms must declare {_declarations(config)}, got {table['arms']}")
+    if type(table["environment"]["threads"]) is not int or table["environment"]["threads"] < 1:
+        raise ConfigurationError(f"threads must be at least 1, got {table['environment']['threads']!r}")
 
 
 def _config(table: Mapping[str, Any]) -> RunConfig:
@@ -168,7 +183,7 @@ def _config(table: Mapping[str, Any]) -> RunConfig:
         train=from_table(TrainConfig, table["train"], "train"),
         data=from_table(DataConfig, table["data"], "data"),
     )
-    return RunConfig(arms=tuple(table["run"]["arms"]), seeds=tuple(table["run"]["seeds"]), base=base)
+    return replace(from_table(RunConfig, table["run"], "run"), base=base)
 
 
 def load_model(path: str | Path, *, arm: str, seed: int, step: int | None = None) -> Transformer:
