@@ -34,6 +34,11 @@ class TargetRows:
     def __init__(self, sequences: Tensor, rows: Tensor, targets: Tensor) -> None:
         self.sequences, self.rows, self.targets = sequences, rows, targets
 
+    def of_sequences(self, start: int, stop: int) -> TargetRows:
+        """Those of sequences start .. stop - 1, which count from 0 there."""
+        chosen = (self.sequences >= start) & (self.sequences < stop)
+        return TargetRows(self.sequences[chosen] - start, self.rows[chosen], self.targets[chosen])
+
 
 def target_rows(objective: Objective, mask: MaskKind, tokens: Tensor, prefix_lengths: Sequence[int]) -> TargetRows:
     """Rows that predict and tokens that they predict.

@@ -142,10 +142,11 @@ class Trainer:
         size = self.config.train.micro_batch_size or len(tokens)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for start in range(0, len(tokens), size):
-            part, part_lengths = tokens[start : start + size], lengths[start : start + size]
-            part_rows = target_rows(self.config.train.objective, self.config.model.mask, part, part_lengths)
+            stop = start + size
             with self._autocast():
-                losses = token_losses(self.model, part, part_lengths, part_rows)
+                losses = token_losses(
+                    self.model, tokens[start:stop], lengths[start:stop], rows.of_sequences(start, stop)
+                )
             (losses.sum() / count).backward()
             total += losses.detach().double().sum()
         return float(total / count), count

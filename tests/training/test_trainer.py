@@ -20,7 +20,8 @@ from rankkit.errors import ConfigurationError, NonFiniteLossError
 from rankkit.files import RunDirectory
 from rankkit.training import TrainConfig, Trainer
 from rankkit.training import trainer as trainer_module
-from rankkit.training.consumption import CHAINS, parameter_hashes
+from rankkit.training.consumption import CHAINS, Consumption, parameter_hashes
+from rankkit.training.objective import TargetRows
 from rankkit.training.trainer import learning_rate
 
 
@@ -73,7 +74,7 @@ def test_micro_batches_give_the_gradient_and_loss_of_the_whole_batch(name: str, 
             torch.testing.assert_close(parts[key], gradient, rtol=1e-5, atol=1e-8, msg=key)
 
 
-@pytest.mark.parametrize("name", ["gpt", "unilm"])
+@pytest.mark.parametrize("name", ["gpt", "unilm", "gpt-full"])
 def test_loss_is_the_mean_over_all_predicted_tokens_of_the_batch(name: str, run: RunDirectory) -> None:
     """Not the mean of the sequences' means: prefixes differ, so sequences predict different numbers of tokens."""
     config = arm(name, batch_size=8)
@@ -84,15 +85,35 @@ def test_loss_is_the_mean_over_all_predicted_tokens_of_the_batch(name: str, run:
     assert len(set(batch.prefix_lengths)) > 1
     tokens = torch.from_numpy(batch.tokens)
     logits = it.model.logits(it.model(tokens, batch.prefix_lengths))
+    firsts = [1 if name == "gpt-full" else p for p in batch.prefix_lengths]
     terms = torch.cat([
-        F.cross_entropy(logits[s, p - 1 : N - 1], tokens[s, p:], reduction="none")
-        for s, p in enumerate(batch.prefix_lengths)
+        F.cross_entropy(logits[s, first - 1 : N - 1], tokens[s, first:], reduction="none")
+        for s, first in enumerate(firsts)
     ])  # fmt: skip
-    assert count == len(terms) == sum(N - p for p in batch.prefix_lengths)
+    assert count == len(terms) == sum(N - first for first in firsts)
     assert loss == pytest.approx(float(terms.detach().mean()), rel=1e-6)
     terms.mean().backward()
     for key, parameter in it.model.named_parameters():
         torch.testing.assert_close(found[key], parameter.grad, rtol=1e-4, atol=1e-7, msg=key)
+
+
+def test_what_is_hashed_is_what_enters_the_loss(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    it, entered = trainer(arm("gpt", batch_size=4, micro_batch_size=2), run), []
+    original = trainer_module.token_losses
+
+    def token_losses(model: Any, tokens: Tensor, lengths: Any, rows: Any) -> Tensor:
+        entered.append((tokens, lengths, rows))
+        return original(model, tokens, lengths, rows)
+
+    monkeypatch.setattr(trainer_module, "token_losses", token_losses)
+    chains = it.train_step().chains
+    rows = [torch.cat([getattr(part[2], name) for part in entered]) for name in ("sequences", "rows", "targets")]
+    rows[0] += 2 * torch.cat([torch.full_like(part[2].rows, index) for index, part in enumerate(entered)])
+    consumption = Consumption()
+    consumption.add(
+        torch.cat([part[0] for part in entered]), [p for part in entered for p in part[1]], TargetRows(*rows)
+    )
+    assert consumption.chains == chains
 
 
 def test_decay_shrinks_matrices_by_rate_times_decay_and_leaves_gains_alone(run: RunDirectory) -> None:
