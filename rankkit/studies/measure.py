@@ -85,6 +85,11 @@ class MeasureConfig:
             raise ConfigurationError(
                 f"regions must be among {', '.join(REGIONS)}, got {list(self.regions)}. Choose from them."
             )
+        for name, chosen in (("regions", self.regions), ("measures", self.measures)):
+            if not chosen or len(set(chosen)) < len(chosen):
+                raise ConfigurationError(
+                    f"{name} must hold at least one name and none twice, got {list(chosen)}. Name each once."
+                )
 
 
 @dataclass(frozen=True, slots=True)
