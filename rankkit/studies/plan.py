@@ -8,9 +8,12 @@ from time import perf_counter
 from typing import Any, Final
 
 import torch
+from scipy.optimize import brentq
+from scipy.stats import nct as noncentral
 from scipy.stats import t as student
 
 from rankkit.models.transformer import Transformer
+from rankkit.statistics import CONFIDENCE
 from rankkit.studies.train_pair import default_workers
 from rankkit.training.config import ArmConfig, RunConfig
 from rankkit.training.objective import target_rows, token_losses
@@ -21,6 +24,7 @@ SEED_DEVIATION: Final = 0.021
 """Standard deviation over seeds of a paired loss difference, nats per token, in a pilot of three seeds at the tiny
 preset's size. Kaplan et al. (2020) saw about 0.02 between seeds. Yours will differ; the order of magnitude will not."""
 
+_POWER = 0.8  # the probability with which a study is usually planned to find what is there
 _BYTES_PER_PARAMETER = 16  # weights, gradients and two moments in float32
 _CALIBRATION_VOCABULARY = 50257  # rows of an embedding beyond this do not change a step's cost noticeably
 
@@ -54,14 +58,17 @@ class TrainingPlan:
 
 
 def smallest_resolvable_difference(seeds: int, deviation: float = SEED_DEVIATION) -> float:
-    """The true difference that a paired t test over the seeds finds with probability 0.8 at the 5% level, approximately.
+    """The true difference that a paired t test over the seeds finds with probability 0.8 at the 5% level.
 
-    (t(0.975, seeds - 1) + t(0.8, seeds - 1)) * deviation / sqrt(seeds); nan for fewer than two seeds.
+    shift * deviation / sqrt(seeds), with the shift at which a noncentral t of seeds - 1 degrees of freedom exceeds
+    t(0.975, seeds - 1) with probability 0.8; nan for fewer than two seeds.
     """
     if seeds < 2:
         return math.nan
-    quantiles = student.ppf(0.975, seeds - 1) + student.ppf(0.8, seeds - 1)
-    return float(quantiles * deviation / math.sqrt(seeds))
+    critical = float(student.ppf((1 + CONFIDENCE) / 2, seeds - 1))
+    # Without a shift the probability is 0.025, with the largest one here above 0.95 for every number of seeds.
+    shift = brentq(lambda shift: noncentral.sf(critical, seeds - 1, shift) - _POWER, 0, 2 * critical + 2)
+    return float(shift * deviation / math.sqrt(seeds))
 
 
 def plan_training(config: RunConfig, *, device: torch.device, workers: int | None = None) -> TrainingPlan:
@@ -101,7 +108,7 @@ def plan_training(config: RunConfig, *, device: torch.device, workers: int | Non
 
 
 def _seconds_per_sequence(base: ArmConfig, device: torch.device, threads: int) -> float:
-    """Forward and backward of one sequence with the largest prefix, after one warm-up."""
+    """Forward and backward of one sequence with the evaluation's prefix, after one warm-up."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
