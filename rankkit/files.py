@@ -63,6 +63,7 @@ def storage_errors(path: Path) -> Iterator[None]:
         errno.ENOTDIR: "A parent of this path is a file; choose another path",
         errno.ENOENT: "This place cannot hold files; choose another path",
         errno.EEXIST: "Something else has that name; choose another path",
+        errno.EBUSY: "A disk is mounted here; choose a folder inside it",
     }
     try:
         yield
@@ -133,7 +134,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     """A folder that appears under its name only when everything in it is on the disk.
 
     Args:
-        path: the final name; an existing folder of that name is replaced at the end.
+        path: the final name; an existing folder of that name, or the one that it links to, is replaced at the end.
 
     Yields:
         A temporary sibling folder to fill.
@@ -142,8 +143,10 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         StorageError: the file system refused; `path` is then as it was.
     """
     with storage_errors(path):
+        path = path.resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}{_PARTIAL}"))
+        former = temporary.with_name(f"{temporary.name}-former")
         try:
             temporary.chmod(0o755)  # mkdtemp gives 0700
             yield temporary
@@ -152,12 +155,15 @@ def atomic_directory(path: Path) -> Iterator[Path]:
                     _fsync_file(file)
             _fsync_folder(temporary)
             if path.exists():
-                shutil.rmtree(path)
+                path.replace(former)
             temporary.replace(path)
         except BaseException:
+            if former.exists() and not path.exists():
+                former.replace(path)
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         _fsync_folder(path.parent)
+        shutil.rmtree(former, ignore_errors=True)
 
 
 def remove_partial(folder: Path) -> None:
@@ -183,18 +189,16 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    torn = lines.pop()  # "" when the file ends in a newline
+    *lines, _ = path.read_bytes().split(b"\n")  # what follows the last newline is nothing, or torn
     objects = []
     for number, line in enumerate(lines, start=1):
         try:
             objects.append(json.loads(line))
         except ValueError as error:
             raise RunError(
-                f"{path} line {number} must be one JSON object, got {line[:40]!r}. "
+                f"{path} line {number} must be one JSON object, got {line[:40].decode(errors='replace')!r}. "
                 "Restore the file or delete that line."
             ) from error
-    del torn
     return objects
 
 
@@ -231,8 +235,10 @@ def check_output_folder(path: Path, *, force: bool) -> None:
     Only an empty folder or one with a `run.toml` is ever replaced: `--force --out ~` must not cost a home.
 
     Raises:
-        OutputExistsError: `path` exists and `force` is false, or it is not a run.
+        OutputExistsError: `path` exists and `force` is false, or it is not a run, or this process stands in it.
     """
+    if path.resolve() == Path.cwd():
+        raise OutputExistsError(f"{path} must not be the folder that you are in. Name a new one with --out.")
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not force:
