@@ -89,6 +89,7 @@ def _spectra(groups: Mapping[str, Mapping[str, NDArray]], region: str):  # type:
             floors[name].append(np.nanmean(part, axis=(0, 1, 3)))
     return spectra_by_layer(
         means,
+        layer_numbers=_layers(groups),
         floors={name: np.max(parts, axis=0) for name, parts in floors.items()},
         bands=bands,
         band_label="middle half over seeds, sequences, heads",
@@ -108,8 +109,14 @@ def _measure(groups: Mapping[str, Mapping[str, NDArray]], region: str, measure: 
         own,
         label=f"{measure.replace('_', ' ')}, {words}",
         untrained_layers=_untrained(groups, region),
+        layer_numbers=_layers(groups),
         swapped=swapped,
     )
+
+
+def _layers(groups: Mapping[str, Mapping[str, NDArray]]) -> list[int]:  # type: ignore[type-arg]
+    """Numbers of the measured layers, the same in every arm."""
+    return [int(layer) for layer in next(iter(groups.values()))["layer"]]
 
 
 def _untrained(groups: Mapping[str, Mapping[str, NDArray]], region: str) -> dict[str, list[int]]:  # type: ignore[type-arg]

@@ -19,6 +19,7 @@ __all__ = [
     "finite_array",
     "given_axes",
     "non_empty",
+    "numbered_layers",
     "subset_of_arms",
     "two",
     "untrained_by_layer",
@@ -139,6 +140,18 @@ def untrained_by_layer(
                 f"untrained_layers must be between 0 and {num_layers - 1}, got {layer!r}. Count layers from 0."
             )
     return {layer: [arm for arm in arms if layer in by_arm.get(arm, ())] for layer in flagged}
+
+
+def numbered_layers(numbers: Sequence[int] | None, count: int, /) -> list[int]:
+    """The numbers that layers have in their model: 0, 1, ... unless given.
+
+    Raises:
+        ConfigurationError: another number of them than there are layers.
+    """
+    found = list(range(count)) if numbers is None else list(numbers)
+    if len(found) != count:
+        raise ConfigurationError(f"layer_numbers must name {count} layers, got {found}. Give one for each layer drawn.")
+    return found
 
 
 def untrained_label(untrained: Collection[str], arms: Collection[str], /) -> str:

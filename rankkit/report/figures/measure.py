@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -15,6 +15,7 @@ from rankkit.report.figures.arguments import (
     common_length,
     finite_array,
     non_empty,
+    numbered_layers,
     subset_of_arms,
     untrained_by_layer,
     untrained_label,
@@ -50,6 +51,7 @@ def measure_by_layer(
     *,
     label: str,
     untrained_layers: Collection[int] | Mapping[str, Collection[int]] = (),
+    layer_numbers: Sequence[int] | None = None,
     swapped: Mapping[str, ArrayLike] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
@@ -61,7 +63,8 @@ def measure_by_layer(
     Args:
         values: arm to "seed layer", the measure averaged over sequences and heads of each seed.
         label: of the vertical axis, with the unit if there is one.
-        untrained_layers: layers whose matrix reached no loss, counted from 0: of all arms, or by arm.
+        untrained_layers: places along `layer` whose matrix reached no loss, from 0: of all arms, or by arm.
+        layer_numbers: "layer", their numbers in the model where only some are drawn; 0, 1, ... unless given.
         swapped: arm to "seed layer" like its values: the same Q and K under the other arm's mask, hollow and dashed.
         ax: where to draw; by default the axes of a new figure.
 
@@ -75,10 +78,11 @@ def measure_by_layer(
     other = _checked_swapped(swapped or {}, own)
     layers = common_length("values", own, 1, "layers")
     flags = untrained_by_layer(untrained_layers, list(own), layers)
+    numbers = numbered_layers(layer_numbers, layers)
     axes = new_figure(HEIGHT).add_subplot() if ax is None else ax
     styles = arm_styles(own)
     dress(axes, x="layer (0 = next to the embedding)", y=label)
-    _draw_ground(axes, layers, flags, list(own))
+    _draw_ground(axes, numbers, flags, list(own))
     series = [(arm, part) for arm in own for part in (own, other) if arm in part]
     offsets = SPREAD * ((np.arange(len(series)) + 0.5) / len(series) - 0.5)
     for (arm, part), offset in zip(series, offsets.tolist(), strict=True):
@@ -105,13 +109,14 @@ def _checked_swapped(swapped: Mapping[str, ArrayLike], own: Mapping[str, Array])
     return checked
 
 
-def _draw_ground(axes: Axes, layers: int, flags: Mapping[int, list[str]], arms: list[str]) -> None:
+def _draw_ground(axes: Axes, numbers: Sequence[int], flags: Mapping[int, list[str]], arms: list[str]) -> None:
     """Layer numbers, and hatched ground under untrained layers, named below the axis where nothing is hidden."""
+    layers = len(numbers)
     step = -(-layers // MOST_TICKS)
     shown = sorted(
         {layer for layer in range(0, layers, step) if all(abs(layer - flag) >= step for flag in flags)} | {*flags}
     )
-    texts = {layer: str(layer) for layer in shown}
+    texts = {layer: str(numbers[layer]) for layer in shown}
     for layer, untrained in flags.items():
         axes.axvspan(layer - 0.5, layer + 0.5, facecolor="0.95", edgecolor="0.82", hatch="////", linewidth=0, zorder=0)
         texts[layer] += "\n" + textwrap.fill(untrained_label(untrained, arms), TICK_LETTERS)

@@ -16,6 +16,7 @@ from rankkit.report.figures.arguments import (
     finite_array,
     given_axes,
     non_empty,
+    numbered_layers,
     subset_of_arms,
     two,
     untrained_by_layer,
@@ -60,6 +61,7 @@ def spectra_by_layer(
     bands: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
     band_label: str = "quantile band",
     untrained_layers: Collection[int] | Mapping[str, Collection[int]] = (),
+    layer_numbers: Sequence[int] | None = None,
     ax: Iterable[Axes] | None = None,
 ) -> tuple[Axes, ...]:
     """Draw mean normalised singular values of every arm, one panel per layer, with both noise floors.
@@ -73,7 +75,8 @@ def spectra_by_layer(
         floors: `arithmetic` and `model`, relative to sigma_1, in (0, 1): one number, or "layer".
         bands: arm to (low, high), each "layer component" in [0, 1]: quantiles over seeds, sequences and heads.
         band_label: which quantiles the bands are, for the legend.
-        untrained_layers: layers whose matrix reached no loss, counted from 0: of all arms, or by arm.
+        untrained_layers: places along `layer` whose matrix reached no loss, from 0: of all arms, or by arm.
+        layer_numbers: "layer", their numbers in the model where only some are drawn; 0, 1, ... unless given.
         ax: one axes per layer; by default those of a new figure. The legend goes above them all, to the top of their
             figure or subfigure.
 
@@ -88,13 +91,14 @@ def spectra_by_layer(
     levels = _checked_floors(floors, layers)
     limits = {arm: _checked_band(arm, band, values) for arm, band in (bands or {}).items()}
     untrained = untrained_by_layer(untrained_layers, list(values), layers)
+    numbers = numbered_layers(layer_numbers, layers)
     styles = arm_styles(values)
     panels = _new_axes(layers) if ax is None else given_axes(ax, layers)
     bottom = min(float(level.min()) for level in levels.values()) / BELOW_FLOOR
     for layer, axes in enumerate(panels):
         _draw_floors(axes, {name: float(level[layer]) for name, level in levels.items()}, bottom)
         _draw_layer(axes, layer, values, limits, styles)
-        _draw_title(axes, layer, untrained.get(layer, []), values)
+        _draw_title(axes, numbers[layer], untrained.get(layer, []), values)
     _label(panels, _keys(styles, limits, band_label), each=ax is not None)
     return panels
 
