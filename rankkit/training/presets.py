@@ -23,7 +23,7 @@ def small() -> ArmConfig:
     """About 10 million weights, byte pairs, n / head_dim = 8: an hour or two on a workstation GPU or overnight on a CPU."""
     return ArmConfig(
         model=ModelConfig(
-            vocab_size=4096, sequence_length=512, num_layers=6, d_model=320, num_heads=5, head_dim=64, mlp_ratio=4
+            vocab_size=4096, sequence_length=512, num_layers=7, d_model=320, num_heads=5, head_dim=64, mlp_ratio=4
         ),
         train=TrainConfig(
             steps=6000,
