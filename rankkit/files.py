@@ -55,7 +55,7 @@ def storage_errors(path: Path) -> Iterator[None]:
     """
     remedies = {
         errno.ENOSPC: "Free some space or choose another folder with --out",
-        errno.EFBIG: "This file system takes no file of that size; choose another folder with --out",
+        errno.EFBIG: "Choose another folder with --out, on a file system that takes files of that size",
         errno.EDQUOT: "Free some of your quota or choose another folder with --out",
         errno.EROFS: "Choose a writable folder with --out",
         errno.EACCES: "Choose a folder you may write to with --out",
