@@ -6,7 +6,7 @@ every stored one, so a file that was written is a file that verifies.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rankkit.axes import REGIONS
+from rankkit.axes import REGIONS, SPECTRUM_AXES
 from rankkit.store.schema import (
     APPLIED_MASKS,
     AXIS_VARIABLES,
@@ -25,7 +25,7 @@ from rankkit.store.schema import (
     measure_range,
 )
 
-__all__ = ["Cells", "Recompute", "contradictions", "violations"]
+__all__ = ["Cells", "Recompute", "cell_name", "contradictions", "violations"]
 
 Recompute = Mapping[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]]
 """Measures that are functions of the singular values alone: "... component" to "...", by name."""
@@ -77,6 +77,11 @@ class Cells:
         return np.isin(self.status, _EXACT)
 
 
+def cell_name(labels: Mapping[str, Sequence[object] | NDArray[Any]], index: Sequence[int]) -> str:
+    """One attention matrix in words, such as "seed 0, step 500, region full, ..., head 1"."""
+    return ", ".join(f"{axis} {labels[axis][i]}" for axis, i in zip(SPECTRUM_AXES, index, strict=True))
+
+
 def contradictions(variables: Mapping[str, NDArray[Any]]) -> Iterator[str]:
     """What is wrong with a group's axes and with the variables that do not depend on a matrix.
 
@@ -92,11 +97,11 @@ def contradictions(variables: Mapping[str, NDArray[Any]]) -> Iterator[str]:
             yield f"{axis} must hold at least one label and none twice, got {variables[axis].tolist()[:8]}"
     if any(variables[axis].size == 0 for axis in axes):
         return
-    for name in _ALLOWED.keys() & variables.keys():
+    for name in (name for name in _ALLOWED if name in variables):
         unknown = variables[name][~np.isin(variables[name], _ALLOWED[name])]
         if unknown.size:
             yield f"{name} must be among {', '.join(map(str, _ALLOWED[name]))}, got {unknown.tolist()[0]!r}"
-    for name in _AT_MOST.keys() & variables.keys():
+    for name in (name for name in _AT_MOST if name in variables):
         least, greatest, limit = variables[name].min(), variables[name].max(), variables[_AT_MOST[name]].size
         if least < 0 or greatest > limit:
             yield f"{name} must be between 0 and {limit} ({_AT_MOST[name]} positions), got {least} to {greatest}"

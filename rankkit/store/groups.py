@@ -11,12 +11,11 @@ from numpy.typing import ArrayLike, NDArray
 from rankkit.axes import SPECTRUM_AXES
 from rankkit.errors import SpectrumFileError
 from rankkit.store import schema
-from rankkit.store.consistency import Cells, violations
+from rankkit.store.consistency import Cells, cell_name, violations
 from rankkit.store.datasets import create_axes, create_dataset, set_attributes
 from rankkit.store.hdf5 import h5py
 from rankkit.store.layout import GroupLayout, Slab
 from rankkit.store.output import HDF5Output
-from rankkit.store.verification import cell_name
 
 __all__ = ["GroupWriter", "create_group"]
 

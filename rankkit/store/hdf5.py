@@ -44,9 +44,8 @@ __all__ = [
     "sha256_of_strings",
 ]
 
-DEFAULT_LIMIT = (
-    8 << 30
-)  # bytes one array may take in memory: more than any array we write, less than most machines have
+DEFAULT_LIMIT = 8 << 30
+"""Bytes that one array may take in memory: more than the arrays we expect, less than a workstation has."""
 
 _CHUNK_LIMIT = 64 << 20  # bytes of one chunk, which HDF5 allocates whole; ours are at most 1 MiB
 _STRING_LIMIT = 64 << 20  # bytes of text read from one dataset; a configuration is a few kilobytes
@@ -118,8 +117,7 @@ def _open(path: Path) -> h5py.File:
         found = "a folder" if path.is_dir() else "no such file"
         raise SpectrumFileError(f"{path} must be an HDF5 file, got {found}. Check the path.")
     with _damage(path, "the file"):
-        with path.open("rb") as raw:
-            start = raw.read(8)
+        start = _first_bytes(path)
         if not start:
             raise SpectrumFileError(f"{path} must be an HDF5 file, got an empty one. Measure again.")
         if not h5py.is_hdf5(path):
@@ -131,6 +129,16 @@ def _open(path: Path) -> h5py.File:
                 "restore a copy of it or measure again."
             )
         return h5py.File(path, "r", locking="best-effort")
+
+
+def _first_bytes(path: Path) -> bytes:
+    try:
+        with path.open("rb") as raw:
+            return raw.read(8)
+    except PermissionError as error:
+        raise SpectrumFileError(
+            f"{path} must be readable, got: permission denied. Ask its owner for access."
+        ) from error
 
 
 def _check_identity(file: h5py.File, path: Path) -> None:

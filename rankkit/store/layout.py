@@ -125,9 +125,9 @@ class GroupLayout:
         for name, expected in shapes.items():
             found = self.arrays[name].shape
             if found != expected or 0 in found:
-                raise ValueError(
-                    f"{name} must have shape {expected}, got {found}. Give one entry per label of its axes."
-                )
+                raise ValueError(f"{name} must have shape {expected}, got {found}. Give one entry per label.")
+            if self.arrays[name].dtype.kind not in "iubO":
+                raise ValueError(f"{name} must hold whole numbers, got {self.arrays[name].dtype}. Convert it.")
 
     @property
     def arrays(self) -> dict[str, NDArray[np.generic]]:

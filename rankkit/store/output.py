@@ -3,7 +3,8 @@
 HDF5 does not survive a refused write: a dataset that cannot be flushed stays half-closed, and the process dies at exit
 with a segmentation fault (HDF5 2.0.0, disk full while chunks were cached). So HDF5 writes to a `_Sink`, which never
 refuses: it remembers the first refusal, keeps the rest in memory, and the error is raised here once HDF5 has returned.
-For the same reason HDF5 runs in a thread of its own: Ctrl-C raises in the main thread only, never inside a write.
+For the same reason HDF5 runs in a thread of its own: Ctrl-C raises in the main thread only, never inside a write, nor in
+one of h5py's weak references, where it would be lost.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ class _Sink:
 class HDF5Output:
     """A new HDF5 file that gets its name only when it is whole.
 
-    Call `finish` or `discard` exactly once.
+    Call `discard` at the end in any case: after `finish` it has nothing left to do.
 
     Args:
         path: the final name.
@@ -135,13 +136,23 @@ class HDF5Output:
     def __init__(self, path: Path, *, force: bool) -> None:
         check_output_file(path, force=force)
         self._path = path
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rankkit-hdf5")
-        with _refusals(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.partial-")
-        self._partial = Path(name)
-        self._sink = _Sink(self._descriptor)
+        self._partial: Path | None = None
+        self._descriptor: int | None = None
         self._file: h5py.File | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rankkit-hdf5")
+        self._thread.submit(int).result()  # starts the thread while there is nothing to clean up
+        try:
+            with _refusals(path):
+                self._sink = self._thread.submit(self._begin).result()
+        except BaseException:
+            self.discard()
+            raise
+
+    def _begin(self) -> _Sink:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._descriptor, name = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}.partial-")
+        self._partial = Path(name)
+        return _Sink(self._descriptor)
 
     def run(self, work: Callable[[h5py.File], Result]) -> Result:
         """Let `work` write to the file, in the thread that owns it.
@@ -167,32 +178,33 @@ class HDF5Output:
         """Close the file, let `check` look at it, and give it its name.
 
         Args:
-            check: called with the temporary name; raises if the file is not whole.
+            check: called with the temporary name, in the file's thread; raises if the file is not whole.
 
         Raises:
             StorageError: the file system refused; what had the name before is as it was.
         """
+        partial = self._partial
+        assert partial is not None, "a constructed output has a temporary file"
         self.run(lambda file: file.close())
-        self._release()
-        check(self._partial)
+        self._thread.submit(check, partial).result()
 
         def take(temporary: Path) -> None:
-            self._partial.replace(temporary)
+            partial.replace(temporary)
 
         with _refusals(self._path):
             write_atomically(self._path, take)  # which syncs it to the disk before the name changes
 
     def discard(self) -> None:
-        """Leave nothing behind; whatever had the name before is as it was."""
+        """Leave nothing behind; whatever had the name before is as it was, or is the finished file."""
+        self._thread.submit(self._clean)
+        self._thread.shutdown()  # waits; if that is interrupted, the thread still cleans up before the process ends
+
+    def _clean(self) -> None:
         if self._file:  # an h5py file is true while it is open
             self._sink.abandon()
             with contextlib.suppress(OSError, RuntimeError):  # it is deleted next, whatever HDF5 thinks of it
-                self._thread.submit(self._file.close).result()
-        self._release()
-        self._partial.unlink(missing_ok=True)
-
-    def _release(self) -> None:
-        self._thread.shutdown()
-        if self._descriptor >= 0:
+                self._file.close()
+        if self._descriptor is not None:
             os.close(self._descriptor)
-            self._descriptor = -1
+        if self._partial is not None:
+            self._partial.unlink(missing_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from rankkit.errors import SpectrumFileError
 from rankkit.store import schema
 from rankkit.store.hdf5 import DEFAULT_LIMIT, attributes_of, datasets_in, h5py, opened, read_array, read_strings
 from rankkit.store.layout import Attribute
-from rankkit.store.verification import measure_groups, measures_in
 
 __all__ = [
     "ComparisonDescription",
@@ -24,6 +23,8 @@ __all__ = [
     "GroupDescription",
     "Root",
     "describe",
+    "measure_groups",
+    "measures_in",
     "read_group",
     "read_root",
 ]
@@ -163,14 +164,38 @@ def describe(path: str | Path, *, limit: int = DEFAULT_LIMIT) -> FileDescription
         )
 
 
+def measure_groups(file: h5py.File) -> list[str]:
+    """The names of all groups that hold spectra, in storage order, at any depth."""
+
+    def walk(group: h5py.Group, prefix: str) -> Iterator[str]:
+        for name, entry in group.items():
+            if isinstance(entry, h5py.Group) and prefix + name != schema.COMPARISON:
+                if datasets_in(entry):
+                    yield prefix + name
+                yield from walk(entry, f"{prefix}{name}/")
+
+    return list(walk(file, ""))
+
+
+def measures_in(group: h5py.Group) -> dict[str, schema.MeasureDescription]:
+    """The measures a group holds: its variables that carry a definition."""
+    found = {}
+    for name, dataset in datasets_in(group).items():
+        texts = attributes_of(dataset)
+        if "definition" in texts:
+            fields = {key: str(texts.get(key, "")) for key in ("long_name", "definition", "source", "units")}
+            found[name] = schema.MeasureDescription(**fields)
+    return found
+
+
 def _root(file: h5py.File) -> Root:
     texts = {variable.name: read_strings(_dataset(file, variable.name))[0] for variable in schema.ROOT_STRINGS}
     return Root(attributes=attributes_of(file), **texts)
 
 
 def _dataset(group: h5py.Group, name: str) -> h5py.Dataset:
-    found = datasets_in(group).get(name)
-    if found is None:
+    found = group.get(name)
+    if not isinstance(found, h5py.Dataset):
         raise SpectrumFileError(
             f"{group.file.filename}: {group.name} must hold {name}, got nothing of that name. Restore a copy."
         )

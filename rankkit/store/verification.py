@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rankkit.axes import SPECTRUM_AXES
 from rankkit.errors import SpectrumFileError
 from rankkit.store import schema
-from rankkit.store.consistency import Cells, Recompute, contradictions, violations
+from rankkit.store.consistency import Cells, Recompute, cell_name, contradictions, violations
 from rankkit.store.hdf5 import (
     DEFAULT_LIMIT,
     attributes_of,
@@ -32,9 +32,10 @@ from rankkit.store.hdf5 import (
     sha256_of_attributes,
     sha256_of_strings,
 )
+from rankkit.store.reader import measure_groups, measures_in
 from rankkit.store.schema import Variable
 
-__all__ = ["cell_name", "measure_groups", "measures_in", "verify"]
+__all__ = ["verify"]
 
 _BLOCK_AXES = SPECTRUM_AXES[:4]  # one value of each of these, and one layer, is read at a time
 
@@ -65,35 +66,6 @@ def verify(path: str | Path, recompute: Recompute | None = None, *, limit: int =
     return problems
 
 
-def measure_groups(file: h5py.File) -> list[str]:
-    """The names of all groups that hold spectra, in storage order, at any depth."""
-
-    def walk(group: h5py.Group, prefix: str) -> Iterator[str]:
-        for name, entry in group.items():
-            if isinstance(entry, h5py.Group) and prefix + name != schema.COMPARISON:
-                if datasets_in(entry):
-                    yield prefix + name
-                yield from walk(entry, f"{prefix}{name}/")
-
-    return list(walk(file, ""))
-
-
-def measures_in(group: h5py.Group) -> dict[str, schema.MeasureDescription]:
-    """The measures a group holds: its variables that carry a definition."""
-    found = {}
-    for name, dataset in datasets_in(group).items():
-        texts = attributes_of(dataset)
-        if "definition" in texts:
-            fields = {key: str(texts.get(key, "")) for key in ("long_name", "definition", "source", "units")}
-            found[name] = schema.MeasureDescription(**fields)
-    return found
-
-
-def cell_name(labels: Mapping[str, Sequence[object] | NDArray[Any]], index: Sequence[int]) -> str:
-    """One attention matrix in words, such as "seed 0, step 500, region full, ..., head 1"."""
-    return ", ".join(f"{axis} {labels[axis][i]}" for axis, i in zip(SPECTRUM_AXES, index, strict=True))
-
-
 def _structure(file: h5py.File) -> Iterator[str]:
     required = (*schema.ROOT_ATTRIBUTES, *schema.HOST_ATTRIBUTES)
     yield from _missing("/", required, attributes_of(file))
@@ -122,7 +94,7 @@ def _variables(prefix: str, group: h5py.Group, variables: Sequence[Variable]) ->
     yield from (
         f"{prefix}{name} must be in the schema, got an unknown variable" for name in found if name not in expected
     )
-    for name in expected.keys() & found.keys():
+    for name in (name for name in expected if name in found):
         variable, dataset = expected[name], found[name]
         if not _has_type(dataset, variable):
             yield f"{prefix}{name} must be of type {variable.dtype}, got {dataset.dtype}"

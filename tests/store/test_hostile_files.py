@@ -1,0 +1,301 @@
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from store.spectra_file import RECOMPUTE
+
+from rankkit.errors import SpectrumFileError
+from rankkit.store import describe, read_group, read_root, verify
+from rankkit.store.hdf5 import opened
+from rankkit.store.heaps import broken_heap
+
+READERS: list[Callable[[Path], Any]] = [verify, describe, read_root, lambda path: read_group(path, "gpt")]
+
+
+def refused(path: Path, message: str, readers: list[Callable[[Path], Any]] = READERS) -> None:
+    """Every way of reading the file gives the same one line."""
+    for reader in readers:
+        with pytest.raises(SpectrumFileError, match=message) as caught:
+            reader(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_a_folder_and_an_empty_file_are_refused(tmp_path: Path) -> None:
+    refused(tmp_path / "none.h5", "must be an HDF5 file, got no such file. Check the path")
+    refused(tmp_path, "must be an HDF5 file, got a folder")
+    (tmp_path / "empty.h5").touch()
+    refused(tmp_path / "empty.h5", "must be an HDF5 file, got an empty one")
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    path.write_bytes(b"PK\x03\x04 not HDF5" * 100)
+    refused(path, "must be an HDF5 file, got one that starts with b'PK")
+
+
+def test_an_unreadable_file_is_refused(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def deny(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", deny)
+    refused(copy, "must be readable, got: permission denied. Ask its owner")
+
+
+@pytest.mark.parametrize("share", [0.001, 0.3, 0.999])
+def test_a_truncated_file_is_refused(copy: Path, share: float) -> None:
+    os.truncate(copy, int(copy.stat().st_size * share))
+    refused(copy, "damaged|must be an HDF5 file")
+
+
+def test_a_foreign_hdf5_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["x"] = np.arange(3)
+    refused(path, "must be written by rankkit, got an HDF5 file without rankkit_schema")
+
+
+def change_root(path: Path, **attributes: Any) -> None:
+    with h5py.File(path, "r+") as file:
+        file.attrs.update(attributes)
+
+
+def test_a_newer_schema_is_refused_with_the_version_to_install(copy: Path) -> None:
+    change_root(copy, rankkit_schema="2.1", rankkit_version="3.4.0")
+    refused(copy, r"must follow schema 1.x, got '2.1'. Install rankkit 3.4.0 or newer to read it")
+
+
+def test_a_newer_schema_from_an_odd_version_gives_no_odd_advice(copy: Path) -> None:
+    change_root(copy, rankkit_schema="12.0", rankkit_version="1; rm -rf /")
+    refused(copy, "Install rankkit of the machine that wrote it or newer")
+
+
+def test_a_newer_minor_schema_is_read(copy: Path) -> None:
+    change_root(copy, rankkit_schema="1.9")
+    assert describe(copy).root.attributes["rankkit_schema"] == "1.9"
+
+
+def test_a_schema_that_is_no_version_is_refused(copy: Path) -> None:
+    change_root(copy, rankkit_schema="latest")
+    refused(copy, "rankkit_schema must be a version such as 1.0, got 'latest'")
+
+
+def test_an_unfinished_file_is_refused(copy: Path) -> None:
+    change_root(copy, complete=0)
+    refused(copy, "must be complete, got an unfinished file")
+
+
+def external_link(file: h5py.File) -> None:
+    file["gpt/other"] = h5py.ExternalLink("/etc/hostname", "/")
+
+
+def soft_link(file: h5py.File) -> None:
+    file["gpt/other"] = h5py.SoftLink("/comparison/gap")
+
+
+def hard_link(file: h5py.File) -> None:
+    file["gpt/other"] = file["comparison/gap"]
+
+
+def cycle(file: h5py.File) -> None:
+    file["gpt/again"] = file["gpt"]
+
+
+def cycle_to_root(file: h5py.File) -> None:
+    file["gpt/root"] = file["/"]
+
+
+def external_storage(file: h5py.File) -> None:
+    file["gpt"].create_dataset("other", (100,), "i1", external=[("/etc/passwd", 0, 100)])
+
+
+def virtual_dataset(file: h5py.File) -> None:
+    virtual = h5py.VirtualLayout((3,), "<f8")
+    virtual[:] = h5py.VirtualSource("/tmp/other.h5", "x", (3,))
+    file["gpt"].create_virtual_dataset("other", virtual)
+
+
+def four_terabytes(file: h5py.File) -> None:
+    file["gpt"].create_dataset("other", (1 << 39,), "<f8", chunks=(1 << 16,), compression=1)
+
+
+def huge_chunk(file: h5py.File) -> None:
+    file["gpt"].create_dataset("other", (1 << 24,), "<f8", chunks=(1 << 24,), compression=1)
+
+
+def unknown_filter(file: h5py.File) -> None:
+    file["gpt"].create_dataset("other", (10,), "<f8", chunks=(10,), compression="lzf")
+
+
+def half_precision(file: h5py.File) -> None:
+    file["gpt"]["other"] = np.zeros(3, dtype=np.float16)
+
+
+def compound(file: h5py.File) -> None:
+    file["gpt"]["other"] = np.zeros(3, dtype=[("a", "f8"), ("b", "i4")])
+
+
+def boolean(file: h5py.File) -> None:
+    file["gpt"]["other"] = np.zeros(3, dtype=bool)
+
+
+def fixed_text(file: h5py.File) -> None:
+    file["gpt"]["other"] = np.array([b"abc"])
+
+
+def object_reference(file: h5py.File) -> None:
+    file["gpt"].create_dataset("other", data=np.array([file["gpt"].ref], dtype=h5py.ref_dtype), dtype=h5py.ref_dtype)
+
+
+def ragged(file: h5py.File) -> None:
+    file["gpt"].create_dataset("other", (3,), h5py.vlen_dtype(np.int32))
+
+
+def many_texts(file: h5py.File) -> None:
+    file["gpt"].create_dataset("other", (200_000,), h5py.string_dtype())
+
+
+def empty(file: h5py.File) -> None:
+    file["gpt"]["other"] = h5py.Empty("<f8")
+
+
+def named_type(file: h5py.File) -> None:
+    file["gpt"]["other"] = np.dtype("<f8")
+
+
+def deep_groups(file: h5py.File) -> None:
+    file.create_group("/".join("abcdefghij"))
+
+
+def odd_attribute(file: h5py.File) -> None:
+    file["gpt"].attrs["other"] = np.zeros(2, dtype=[("a", "f8")])
+
+
+def large_attribute(file: h5py.File) -> None:
+    file["gpt"].attrs["other"] = np.zeros(2000)
+
+
+def text_that_is_no_utf8(file: h5py.File) -> None:
+    file["gpt"].attrs.create("other", b"a\xff", dtype=h5py.string_dtype())
+
+
+HOSTILE = [
+    (external_link, "/gpt/other must be inside the file, got a link to elsewhere"),
+    (soft_link, "/gpt/other must be inside the file, got a link to elsewhere"),
+    (hard_link, "must have one name, got a second name for the same object"),
+    (cycle, "must have one name"),
+    (cycle_to_root, "must have one name"),
+    (external_storage, "/gpt/other must hold its data, got external storage"),
+    (virtual_dataset, "/gpt/other must hold its data, got a virtual dataset"),
+    (four_terabytes, "/gpt/other must take at most 8589934592 bytes, .*, got 4398046511104"),
+    (huge_chunk, "in chunks of at most 67108864, got 134217728 in chunks of 134217728"),
+    (unknown_filter, "must use gzip, shuffle and fletcher32 only"),
+    (half_precision, "must hold numbers or UTF-8 text, got type float16"),
+    (compound, "must hold numbers or UTF-8 text"),
+    (boolean, "must hold numbers or UTF-8 text, got type bool"),
+    (fixed_text, "must hold numbers or UTF-8 text"),
+    (object_reference, "must hold numbers or UTF-8 text"),
+    (ragged, "must hold numbers or UTF-8 text"),
+    (many_texts, "must hold at most 100000 plain labels, got 200000"),
+    (empty, "must have a shape, got an empty one"),
+    (named_type, "must be a dataset or a group, got a named type"),
+    (deep_groups, "must be small, got more than"),
+    (odd_attribute, "attribute 'other' must be text or a number"),
+    (large_attribute, "attribute 'other' must be small, got shape .2000,."),
+    (text_that_is_no_utf8, "its structure must be readable"),
+]
+
+
+@pytest.mark.parametrize(("harm", "message"), HOSTILE, ids=[harm.__name__ for harm, _ in HOSTILE])
+def test_a_hostile_file_is_refused_before_anything_is_read(
+    copy: Path, harm: Callable[[h5py.File], None], message: str
+) -> None:
+    with h5py.File(copy, "r+", libver=("v110", "v110")) as file:
+        harm(file)
+    refused(copy, message, [read_root])
+
+
+def test_one_long_text_behind_many_labels_is_refused(copy: Path) -> None:
+    with h5py.File(copy, "r+") as file:
+        del file["gpt/region"]
+        file["gpt"].create_dataset("region", data=["x" * 5000, "full"], dtype=h5py.string_dtype())
+    with pytest.raises(SpectrumFileError, match="/gpt/region must hold short texts"):
+        read_group(copy, "gpt", ["region"])
+
+
+def test_no_filter_plugin_is_loaded_whatever_the_environment_says() -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "HDF5_PLUGIN_PRELOAD"}
+    program = "import os, rankkit.store; print(os.environ['HDF5_PLUGIN_PRELOAD'])"
+    process = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert process.stdout == "::\n"
+
+
+def test_a_text_heap_that_would_hold_hdf5_forever_is_refused(copy: Path) -> None:
+    data = bytearray(copy.read_bytes())
+    heap = data.index(b"GCOL")
+    end = heap + int.from_bytes(data[heap + 8 : heap + 16], "little")
+    position = heap + 16
+    while index := int.from_bytes(data[position : position + 2], "little"):
+        assert index > 0
+        position += 16 + -(-int.from_bytes(data[position + 8 : position + 16], "little") // 8) * 8
+    assert position < end  # the free space, whose size is now made zero: HDF5 steps over it by nothing, for ever
+    data[position + 8 : position + 16] = bytes(8)
+    copy.write_bytes(data)
+    refused(copy, f"must hold whole text heaps, got a broken one at byte {heap}")
+
+
+def test_letters_in_the_data_that_look_like_a_heap_are_no_heap(tmp_path: Path, one_arm: Path) -> None:
+    assert broken_heap(one_arm) is None
+    path = tmp_path / "data"
+    path.write_bytes(b"GCOL\x01\x00\x00\x00" + b"\xff" * 100)
+    assert broken_heap(path) is None
+
+
+def contents(path: Path) -> dict[str, Any]:
+    groups = {name: read_group(path, name) for name in ("gpt", "comparison")}
+    return groups | {"root": read_root(path)}
+
+
+@settings(max_examples=25)
+@given(position=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_a_flipped_bit_is_reported_or_changes_nothing(
+    tmp_path_factory: pytest.TempPathFactory, one_arm: Path, position: float, bit: int
+) -> None:
+    data = bytearray(one_arm.read_bytes())
+    data[int(position * len(data))] ^= 1 << bit
+    path = tmp_path_factory.mktemp("flip") / "flipped.h5"
+    path.write_bytes(data)
+    try:
+        problems = verify(path, RECOMPUTE)
+    except SpectrumFileError:
+        return
+    if not problems:
+        np.testing.assert_equal(contents(path), contents(one_arm))
+
+
+@pytest.mark.parametrize("name", ["singular_values", "stable_rank", "tokens", "method"])
+def test_a_flipped_bit_inside_a_chunk_fails_its_checksum(copy: Path, name: str) -> None:
+    with h5py.File(copy) as file:
+        chunk = file["gpt"][name].id.get_chunk_info(0)
+    data = bytearray(copy.read_bytes())
+    data[chunk.byte_offset + chunk.size // 2] ^= 1
+    copy.write_bytes(data)
+    assert verify(copy) == [f"gpt/{name} must match its checksum, got a damaged chunk"]
+    with pytest.raises(SpectrumFileError, match=f"/gpt/{name} must be readable, got .*. The file is damaged"):
+        read_group(copy, "gpt", [name])
+
+
+def test_the_file_is_closed_after_a_refusal(copy: Path) -> None:
+    change_root(copy, complete=0)
+    with pytest.raises(SpectrumFileError, match="unfinished"), opened(copy):
+        pass
+    with h5py.File(copy, "r+") as file:  # h5py refuses this while the file is open for reading
+        file.attrs["complete"] = 1
+    assert describe(copy).groups
