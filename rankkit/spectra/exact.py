@@ -126,16 +126,18 @@ def spectrum(
     pooled = max(1, min(pooled, memory_budget // (_COPIES * matrix)))
     query = rearrange(operator.query, "... query feature -> (...) query feature")
     key = rearrange(operator.key, "... key feature -> (...) key feature")
-    pieces = list(zip(query.split(chunk), key.split(chunk), strict=True))
+    found = _unfilled(len(query), n, chosen)
 
-    def measured(piece: tuple[Tensor, Tensor]) -> Spectrum:
-        return _chunk(operator, *piece, chosen, method, precision, workers if pooled == 1 else 1)
+    def measure(start: int) -> None:
+        rows = slice(start, start + chunk)
+        part = _chunk(operator, query[rows], key[rows], chosen, method, precision, workers if pooled == 1 else 1)
+        for whole, values in zip(_tensors(found), _tensors(part), strict=True):
+            whole[rows] = values
 
-    with _one_torch_thread():
-        if pooled == 1:
-            return _joined([measured(piece) for piece in pieces], operator.batch_shape)
-        with ThreadPoolExecutor(pooled, "spectrum") as pool:
-            return _joined(list(pool.map(measured, pieces)), operator.batch_shape)
+    with _one_torch_thread(), ThreadPoolExecutor(pooled, "spectrum") as pool:
+        for _ in pool.map(measure, range(0, len(query), chunk)):
+            pass
+    return _shaped(found, operator.batch_shape)
 
 
 def _cores() -> int:
@@ -230,16 +232,35 @@ def _needs_svd(values: Tensor, measures: Sequence[Measure], n: int) -> Tensor:
     return unresolved & (min(thresholds) * values[..., 0] < floor)
 
 
-def _joined(parts: Sequence[Spectrum], shape: tuple[int, ...]) -> Spectrum:
-    def join(tensors: Sequence[Tensor]) -> Tensor:
-        whole = torch.cat(list(tensors))
-        return whole.reshape((*shape, *whole.shape[1:]))  # a matrix alone has no leading axes
+def _unfilled(count: int, n: int, measures: Sequence[Measure]) -> Spectrum:
+    """A spectrum of `count` matrices to be filled in: small results kept between large temporaries would pin them all."""
+    numbers = torch.empty(2 + len(measures), count, dtype=torch.float64)
+    return Spectrum(
+        singular_values=torch.empty(count, n, dtype=torch.float64),
+        floor_arithmetic=numbers[0],
+        floor_model=numbers[1],
+        method=torch.empty(count, dtype=torch.int8),
+        failed=torch.empty(count, dtype=torch.bool),
+        measures={measure.name: values for measure, values in zip(measures, numbers[2:], strict=True)},
+    )
+
+
+def _tensors(found: Spectrum) -> list[Tensor]:
+    every = (found.singular_values, found.floor_arithmetic, found.floor_model, found.method, found.failed)
+    return [*every, *found.measures.values()]
+
+
+def _shaped(found: Spectrum, shape: tuple[int, ...]) -> Spectrum:
+    """Leading axes back from "matrix"."""
+
+    def shaped(tensor: Tensor) -> Tensor:
+        return tensor.reshape((*shape, *tensor.shape[1:]))  # a matrix alone has no leading axes
 
     return Spectrum(
-        singular_values=join([part.singular_values for part in parts]),
-        floor_arithmetic=join([part.floor_arithmetic for part in parts]),
-        floor_model=join([part.floor_model for part in parts]),
-        method=join([part.method for part in parts]),
-        failed=join([part.failed for part in parts]),
-        measures={name: join([part.measures[name] for part in parts]) for name in parts[0].measures},
+        singular_values=shaped(found.singular_values),
+        floor_arithmetic=shaped(found.floor_arithmetic),
+        floor_model=shaped(found.floor_model),
+        method=shaped(found.method),
+        failed=shaped(found.failed),
+        measures={name: shaped(values) for name, values in found.measures.items()},
     )
