@@ -11,9 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-__all__ = ["Interval", "bootstrap_over_documents", "mean_interval", "standard_error"]
+__all__ = ["Interval", "bootstrap_over_documents", "clustered_standard_error", "mean_interval", "standard_error"]
 
 CONFIDENCE = 0.95
+FEWEST_BOOTSTRAPPED = 10
+"""With fewer documents a percentile bootstrap is too narrow (2 / 3 / 5 documents: it covered 49 / 69 / 86%, measured), so
+a t interval over documents stands in."""
 BOOTSTRAP_RESAMPLES = 2000  # the 2.5% point then has a relative standard error of about 3%
 
 
@@ -30,7 +33,7 @@ class Interval:
     count: int
     """How many independent values (seeds or documents) stand behind it."""
     kind: str
-    """`paired t over seeds` or `bootstrap over documents (error of the evaluation alone)`."""
+    """`paired t over seeds`, or `bootstrap` (few documents: `t`) `over documents (error of the evaluation alone)`."""
 
     @property
     def half_width(self) -> float:
@@ -49,6 +52,27 @@ def standard_error(values: ArrayLike, /) -> float:
     if array.size < 2:
         return float("nan")
     return float(array.std(ddof=1) / np.sqrt(array.size))
+
+
+def clustered_standard_error(values: ArrayLike, documents: ArrayLike, /) -> float:
+    """Standard error of the mean of values that come in clusters; nan for fewer than two clusters.
+
+    sqrt(k / (k - 1) sum_c (sum of c - mean * size of c)^2) / number of values, over the k clusters c: the ratio
+    estimator's linearisation.
+
+    Args:
+        values: "sequence".
+        documents: "sequence", the cluster of each.
+
+    Source: Cochran (1977), Sampling Techniques, 9A.
+    """
+    array, labels = np.asarray(values, dtype=np.float64).ravel(), np.asarray(documents).ravel()
+    _, index = np.unique(labels, return_inverse=True)
+    residuals = np.bincount(index, weights=array - array.mean())
+    k = residuals.size
+    if k < 2:
+        return float("nan")
+    return float(np.sqrt(k / (k - 1) * np.square(residuals).sum()) / array.size)
 
 
 def mean_interval(differences: ArrayLike, /) -> Interval:
@@ -105,7 +129,12 @@ def bootstrap_over_documents(values: ArrayLike, documents: ArrayLike, /, *, seed
     totals = np.asarray(np.bincount(index, weights=array), dtype=np.float64)
     sizes = np.bincount(index)
     lower = upper = float("nan")
-    if totals.size > 1:
+    if 1 < totals.size < FEWEST_BOOTSTRAPPED:
+        from scipy.stats import t as student
+
+        half = float(student.ppf((1 + CONFIDENCE) / 2, totals.size - 1)) * clustered_standard_error(array, labels)
+        lower, upper = float(array.mean()) - half, float(array.mean()) + half
+    elif totals.size > 1:
         draws = np.random.default_rng(seed).integers(totals.size, size=(BOOTSTRAP_RESAMPLES, totals.size))
         means = totals[draws].sum(axis=1) / sizes[draws].sum(axis=1)
         lower, upper = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]).tolist()
@@ -114,5 +143,5 @@ def bootstrap_over_documents(values: ArrayLike, documents: ArrayLike, /, *, seed
         lower=lower,
         upper=upper,
         count=int(totals.size),
-        kind="bootstrap over documents (error of the evaluation alone)",
+        kind=f"{'t' if totals.size < FEWEST_BOOTSTRAPPED else 'bootstrap'} over documents (error of the evaluation alone)",
     )

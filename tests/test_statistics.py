@@ -10,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from rankkit.statistics import Interval, bootstrap_over_documents, mean_interval, standard_error
+from rankkit.statistics import (
+    Interval,
+    bootstrap_over_documents,
+    clustered_standard_error,
+    mean_interval,
+    standard_error,
+)
 
 numbers = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=12)
 
@@ -88,10 +94,33 @@ def test_bootstrap_draws_documents_and_not_their_sequences() -> None:
 
 
 def test_bootstrap_weighs_a_document_by_its_sequences() -> None:
-    found = bootstrap_over_documents([1.0, 1.0, 1.0, 5.0], ["long", "long", "long", "short"])
-    assert found.mean == 2.0
-    assert found.lower == 1.0
-    assert found.upper == 5.0  # two documents: a quarter of the resamples hold the short one alone
+    documents = np.repeat(np.arange(20), [39, *[1] * 19])  # one long document, nineteen short ones
+    values = np.where(documents == 0, 0.0, 1.0)
+    found = bootstrap_over_documents(values, documents)
+    assert found.mean == pytest.approx(19 / 58)
+    assert found.upper == 1.0  # a third of the resamples hold no long document
+    assert found.lower < 19 / 58
+
+
+def test_few_documents_get_a_t_interval_because_a_bootstrap_would_be_too_narrow() -> None:
+    rng = np.random.default_rng(0)
+    documents = np.repeat(np.arange(3), 20)
+    inside = 0
+    for _ in range(400):
+        values = rng.standard_normal(3)[documents] + 0.1 * rng.standard_normal(60)
+        found = bootstrap_over_documents(values, documents)
+        inside += found.lower <= 0 <= found.upper
+    assert found.kind == "t over documents (error of the evaluation alone)"
+    assert 0.92 <= inside / 400 <= 0.98  # a percentile bootstrap covers 69% here
+
+
+def test_clustered_standard_error_is_that_of_document_means_where_documents_are_equal() -> None:
+    values = np.random.default_rng(1).standard_normal(60)
+    documents = np.repeat(np.arange(12), 5)
+    means = values.reshape(12, 5).mean(axis=1)
+    assert clustered_standard_error(values, documents) == pytest.approx(standard_error(means))
+    assert clustered_standard_error(values, np.arange(60)) == pytest.approx(standard_error(values))
+    assert math.isnan(clustered_standard_error(values, np.zeros(60)))
 
 
 @settings(max_examples=20)

@@ -50,7 +50,7 @@ __all__ = ["command", "measure_and_report"]
 @click.option("--regions", default="full,prefix_block", show_default=True, help="Parts of each matrix.")
 @click.option("--measures", help="Names, or `all`.  [default: ranks, entropy, sinks, logit_std]")
 @click.option("--method", type=click.Choice(["auto", "gram", "svd"]), default="auto", show_default=True,
-              help="auto: gram, and svd where a measure needs more.")  # fmt: skip
+              help="auto: gram; svd where gram fails or a measure needs what it cannot resolve.")  # fmt: skip
 @click.option("--memory", type=click.IntRange(1), default=512, show_default=True, help="MiB for dense matrices.")
 @click.option("--workers", type=click.IntRange(1), help="Threads for the singular values.  [default: one per core]")
 @click.option("--out", type=click.Path(dir_okay=False), help="HDF5 file to make.  [default: RUN/spectrum.h5]")

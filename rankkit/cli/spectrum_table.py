@@ -30,7 +30,8 @@ def show_decomposition(found: Decomposition, measure: str, output: Output) -> No
     )
     if any(row.untrained for row in found.rows[measure]):
         output.say(
-            "* no loss reaches the last layer's prefix block (rows before p - 1), so it is left out of the mean."
+            "* rows before p - 1 of the last layer enter the loss only where a shorter prefix was drawn, in the two arms "
+            "unequally: this prefix block is left out of the mean."
         )
     if any(row.order_matters for row in found.rows[measure]):
         output.say("~ the interaction exceeds the smaller effect: there the split depends on the order of the factors.")

@@ -33,6 +33,8 @@ class TrainingView:
         self._losses: dict[str, float] = {}
         self._step_losses: dict[tuple[int, int], dict[str, float]] = {}
         self._difference: float | None = None
+        objectives = {run.config.arm(arm).train.objective for arm in run.config.arms[:2]}
+        self._comparable = len(objectives) == 1  # losses over different targets have no paired difference
         self._started = monotonic()
         self.interrupted = False
         """Whether a unit was stopped before its end."""
@@ -81,7 +83,7 @@ class TrainingView:
         found = self._step_losses.setdefault(key, {})
         found[arm] = loss
         first, second = (*self._run.config.arms, None)[:2]
-        if first in found and second in found:
+        if first in found and second in found and self._comparable:
             difference = found[second] - found[first]
             previous = difference if self._difference is None else self._difference
             self._difference = difference + (1 - _SMOOTHING) * (previous - difference)

@@ -81,7 +81,8 @@ def _spectra(groups: Mapping[str, Mapping[str, NDArray]], region: str):  # type:
         # What lies under the floor is noise, zeros included: it is drawn at a hundredth of the floor, below the frame.
         relative = np.maximum(sigma, floor[..., None] / 100) / largest
         by_layer = rearrange(relative, "seed sequence layer head component -> layer (seed sequence head) component")
-        means[arm] = np.exp(np.nanmean(np.log(by_layer), axis=1))
+        # The median, because a mean over resolved and unresolved heads would lie where no head is.
+        means[arm] = np.nanmedian(by_layer, axis=1)
         low, high = np.nanquantile(by_layer, _BAND, axis=1)
         bands[arm] = (low, high)
         for name in floors:

@@ -170,6 +170,7 @@ def _chunk(
     found = {measure.name: measure.compute(logits, allowed).cpu() for measure in measures if measure.needs == "logits"}
     attention = torch.softmax(logits.masked_fill_(~allowed, -torch.inf), dim=-1)
     del logits
+    _assert_rows_sum_to_one(attention)
     for measure in measures:
         if measure.needs == "attention":
             found[measure.name] = measure.compute(attention, allowed).cpu()
@@ -187,6 +188,13 @@ def _chunk(
         failed=failed,
         measures={measure.name: found[measure.name] for measure in measures},
     )
+
+
+def _assert_rows_sum_to_one(attention: Tensor) -> None:
+    """Masking after the softmax, or a wrong mask, would show here; rows that are not finite are flagged elsewhere."""
+    sums = attention.sum(dim=-1)
+    error = (sums - 1).abs().where(sums.isfinite(), 0.0).max()
+    assert float(error) <= 1e-12, f"rows must sum to 1, off by {float(error)}"  # n roundings of 1e-16 at n = 4096
 
 
 def _logits(part: AttentionOperator) -> Tensor:

@@ -7,19 +7,20 @@ checkpoint. It is made from files alone, so that units trained on other machines
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
 import torch
 
+from rankkit.data.evaluation import evaluation_sequences
 from rankkit.errors import MatchError
 from rankkit.files import write_json
 from rankkit.models.transformer import Transformer
 from rankkit.studies.run import Run
 from rankkit.training.checkpoints import CheckpointFacts, read_facts
 from rankkit.training.config import ARMS, ArmConfig, differing_fields
-from rankkit.training.consumption import CHAINS, Consumption, parameter_hashes
+from rankkit.training.consumption import CHAINS, Consumption, evaluation_hash, parameter_hashes
 from rankkit.training.objective import target_rows
 from rankkit.training.trainer import Trainer
 
@@ -65,7 +66,10 @@ def compare_beginning(one: CheckpointFacts, other: CheckpointFacts) -> list[str]
     """Undeclared settings and weights in which two arms differed at step 0, named."""
     names = one.parameters.keys() | other.parameters.keys()
     wrong = sorted(name for name in names if one.parameters.get(name) != other.parameters.get(name))
-    return compare_settings(one, other) + [f"initial weights of {name}" for name in wrong]
+    found = compare_settings(one, other) + [f"initial weights of {name}" for name in wrong]
+    if one.evaluation_sha256 != other.evaluation_sha256:
+        found.append("evaluation sequences")
+    return found
 
 
 def _mismatch(one: str, other: str, seed: int, what: list[str]) -> MatchError:
@@ -173,6 +177,8 @@ def _pairs(run: Run, facts: Mapping[tuple[str, int], Mapping[int, CheckpointFact
             common = sorted(first.keys() & second.keys())
             fields: dict[str, tuple[Any, Any]] = {}
             problems: list[str] = []
+            if first and second and 0 not in common:
+                problems.append("no checkpoint of step 0 in both, so that initial weights cannot be compared")
             for step in common:
                 fields |= differing_fields(first[step].configuration, second[step].configuration)
                 compare = compare_settings if step else compare_beginning
@@ -183,30 +189,39 @@ def _pairs(run: Run, facts: Mapping[tuple[str, int], Mapping[int, CheckpointFact
                 "seed": seed,
                 "declared": declared_fields(one, other),
                 "fields": {name: [str(value) for value in values] for name, values in fields.items()},
-                "compared": ["settings", "initial weights", *(_MEANING[chain] for chain in _must_match(one, other))],
+                "compared": _compared(one, other, common),
                 "steps": common,
-                "environment": _environments(first, second),
+                "environment": _environments(first, second, common),
                 "problems": problems,
                 "matched": not problems and bool(common),
             }
 
 
+def _compared(one: str, other: str, steps: Sequence[int]) -> list[str]:
+    """What the common checkpoints allow to compare."""
+    if not steps:
+        return []
+    beginning = ["initial weights", "evaluation sequences"] if 0 in steps else []
+    return ["settings", *beginning, *(_MEANING[chain] for chain in _must_match(one, other))]
+
+
 def _environments(
-    first: Mapping[int, CheckpointFacts], second: Mapping[int, CheckpointFacts]
+    first: Mapping[int, CheckpointFacts], second: Mapping[int, CheckpointFacts], steps: Sequence[int]
 ) -> dict[str, list[str | int | None]]:
-    """Facts in which the machines and versions behind two units' last checkpoints differ: not a mismatch, but known.
+    """Facts in which the machines, versions and code behind two units' checkpoints differ: not a mismatch, but known.
 
     Another processor, thread count or version rounds differently, which no arm declares and no arm can avoid when its
-    partner trained elsewhere.
+    partner trained elsewhere. `source_sha256` tells two states of the code apart.
     """
-    if not first or not second:
-        return {}
-    one, other = first[max(first)].environment, second[max(second)].environment
-    return {
-        key: [one.get(key), other.get(key)]
-        for key in sorted(one.keys() | other.keys())
-        if one.get(key) != other.get(key)
-    }
+    found: dict[str, list[str | int | None]] = {}
+    for step in steps:
+        one, other = first[step].environment, second[step].environment
+        found |= {
+            key: [one.get(key), other.get(key)]
+            for key in sorted(one.keys() | other.keys())
+            if one.get(key) != other.get(key)
+        }
+    return found
 
 
 def write_certificate(run: Run, mismatch: str | None = None) -> dict[str, Any]:
@@ -254,8 +269,12 @@ def recompute_problems(run: Run) -> list[str]:
             for step, facts in by_step.items()
             for name, (then, now) in differing_fields(facts.configuration, config).items()
         ]
-        if 0 in by_step and parameter_hashes(Transformer(config.model, seed=seed)) != by_step[0].parameters:
+        if 0 not in by_step:
+            problems.append(f"{arm}, seed {seed}: the checkpoint of step 0 is missing")
+        elif parameter_hashes(Transformer(config.model, seed=seed)) != by_step[0].parameters:
             problems.append(f"{arm}, seed {seed}: initial weights are not those of its configuration and seed")
+        if any(facts.evaluation_sha256 != _evaluation_hash(run) for facts in by_step.values()):
+            problems.append(f"{arm}, seed {seed}: evaluation sequences are not those of its configuration and text")
         chains = dict(_replayed_chains(run, config, seed, max(by_step)))
         problems += [
             f"{arm}, seed {seed}, step {step}: {_MEANING[chain]} consumed are not those of its configuration and text"
@@ -264,6 +283,12 @@ def recompute_problems(run: Run) -> list[str]:
             if facts.chains[chain] != chains[step][chain]
         ]
     return problems
+
+
+def _evaluation_hash(run: Run) -> str:
+    train, n = run.config.base.train, run.config.base.model.sequence_length
+    sequences = evaluation_sequences(run.tokens(), count=train.evaluation_sequences, sequence_length=n)
+    return evaluation_hash(sequences.tokens, run.prefix_length)
 
 
 def _replayed_chains(run: Run, config: ArmConfig, seed: int, steps: int) -> Iterator[tuple[int, dict[str, str]]]:

@@ -34,6 +34,8 @@ EFFECTS: Final = ("gap", "mask_effect", "learned_effect", "interaction")
 
 Array = NDArray[np.float64]
 
+_NAMES_OF_KEYS: Final = ("sink_position",)  # a key's index has no mean over heads, and no difference
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
@@ -44,7 +46,8 @@ class Row:
     layer: int | None
     """None for the mean over trained layers."""
     untrained: bool
-    """No loss reaches this block, so it is left out of the mean."""
+    """Rows of this block before p - 1 enter the loss only where training drew a shorter prefix, so it is left out of the
+    mean."""
     causal: float
     """Mean of the causal arm under its own mask."""
     prefix: float
@@ -158,6 +161,7 @@ def decompose(
     rows = {
         measure: _rows(values[pair[0]][measure], values[pair[1]][measure], documents, layers, regions, untrained)
         for measure in values[pair[0]]
+        if measure not in _NAMES_OF_KEYS
     }
     return Decomposition(
         arms=pair,

@@ -14,9 +14,17 @@ from numpy.typing import NDArray
 
 from rankkit.data.evaluation import EvaluationSequences, evaluation_sequences, ngram_cross_entropy
 from rankkit.errors import RunError
-from rankkit.statistics import Interval, bootstrap_over_documents, mean_interval, standard_error
+from rankkit.statistics import (
+    Interval,
+    bootstrap_over_documents,
+    clustered_standard_error,
+    mean_interval,
+    standard_error,
+)
 from rankkit.studies.certificate import declared_fields
 from rankkit.studies.run import Run
+from rankkit.training.checkpoints import read_facts
+from rankkit.training.consumption import evaluation_hash
 
 __all__ = ["ArmLosses", "LossComparison", "PairDifference", "compare_losses", "read_evaluation", "verdict"]
 
@@ -47,6 +55,8 @@ class ArmLosses:
     """"seed sequence": mean suffix loss, nats per token."""
     by_position: NDArray[np.float64]
     """"seed target": loss at each suffix position, nats."""
+    documents: NDArray[np.int64]
+    """"sequence": the held-out document that each starts in."""
     uniform_attention: NDArray[np.float64]
     """"seed": loss with every head attending uniformly, nats per token."""
 
@@ -62,8 +72,10 @@ class ArmLosses:
 
     @property
     def loss_error(self) -> float:
-        """Standard error over seeds; with one seed over sequences, which says nothing of another seed."""
-        return standard_error(self.by_seed if len(self.seeds) > 1 else self.by_sequence[0])
+        """Standard error over seeds; with one seed over documents, which says nothing of another seed."""
+        if len(self.seeds) > 1:
+            return standard_error(self.by_seed)
+        return clustered_standard_error(self.by_sequence[0], self.documents)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +132,9 @@ def compare_losses(run: Run) -> LossComparison:
     ngrams = ngram_cross_entropy(
         tokens.train, sequences.tokens, targets=slice(max(p, 1), n), vocab_size=tokens.vocab_size
     )
-    arms = tuple(losses for name in run.config.arms if (losses := _arm_losses(run, name)) is not None)
+    arms = tuple(
+        losses for name in run.config.arms if (losses := _arm_losses(run, name, sequences.documents)) is not None
+    )
     if not arms:
         raise RunError(f"{run.directory.path} must have a finished unit, but has none. Continue it with --resume.")
     return LossComparison(
@@ -146,7 +160,7 @@ def read_evaluation(run: Run, arm: str, seed: int) -> dict[str, Any]:
     path = run.directory.evaluation(arm, seed)
     try:
         document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        problems = list(_contradictions(document, run))
+        problems = list(_contradictions(document, run, arm, seed))
     except (OSError, ValueError, KeyError, TypeError) as error:
         problems = [repr(error)]
     if problems:
@@ -154,10 +168,17 @@ def read_evaluation(run: Run, arm: str, seed: int) -> dict[str, Any]:
     return document
 
 
-def _contradictions(document: Mapping[str, Any], run: Run) -> Iterator[str]:
+def _contradictions(document: Mapping[str, Any], run: Run, arm: str, seed: int) -> Iterator[str]:
     """What in an evaluation disagrees with itself or with its run."""
     train, n, p = run.config.base.train, run.config.base.model.sequence_length, run.prefix_length
     sequences = evaluation_sequences(run.tokens(), count=train.evaluation_sequences, sequence_length=n)
+    facts = read_facts(run.directory.checkpoint(arm, seed, train.steps))
+    if (document["arm"], document["seed"]) != (arm, seed):
+        yield f"that of arm {document['arm']}, seed {document['seed']}"
+    if document["weights_sha256"] != facts.weights_sha256:
+        yield "that of other weights than its last checkpoint's"
+    if document["evaluation_sha256"] != evaluation_hash(sequences.tokens, p):
+        yield "that of other sequences than this run's"
     if (document["step"], document["prefix_length"]) != (train.steps, p):
         yield f"step {document['step']} and prefix length {document['prefix_length']} instead of {train.steps} and {p}"
     if not isinstance(document["loss_tokens"], int):
@@ -170,7 +191,7 @@ def _contradictions(document: Mapping[str, Any], run: Run) -> Iterator[str]:
             yield f"{kind} losses whose mean is not {document[loss]}"
 
 
-def _arm_losses(run: Run, arm: str) -> ArmLosses | None:
+def _arm_losses(run: Run, arm: str, documents: NDArray[np.int64]) -> ArmLosses | None:
     seeds = tuple(seed for seed in run.config.seeds if run.finished(arm, seed))
     if not seeds:
         return None
@@ -188,6 +209,7 @@ def _arm_losses(run: Run, arm: str) -> ArmLosses | None:
         seeds=seeds,
         by_sequence=np.array([evaluation["trained"]["by_sequence"] for evaluation in evaluations]),
         by_position=np.array([evaluation["trained"]["by_position"] for evaluation in evaluations]),
+        documents=documents,
         uniform_attention=np.array([evaluation["uniform_attention_loss"] for evaluation in evaluations]),
     )
 

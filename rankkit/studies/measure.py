@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from rankkit.axes import REGIONS
 from rankkit.data.evaluation import evaluation_sequences
-from rankkit.errors import ConfigurationError, RankkitError, RunError
+from rankkit.errors import ConfigurationError, MatchError, RankkitError, RunError
 from rankkit.hooks.capture import capture
 from rankkit.hooks.factors import LayerFactors
 from rankkit.masks import Mask, MaskKind
@@ -25,7 +26,7 @@ from rankkit.operators import AttentionOperator
 from rankkit.spectra.exact import DEFAULT_MEMORY_BUDGET, Spectrum, check_measures, spectrum
 from rankkit.spectra.measures import DEFAULT_MEASURES, MEASURES
 from rankkit.store import METHODS, SEQUENCES_PER_CHUNK, STATUSES, GroupLayout, MeasureDescription, Slab, SpectrumWriter
-from rankkit.studies.certificate import build_certificate
+from rankkit.studies.certificate import build_certificate, certificate_problems
 from rankkit.studies.decomposition import Decomposition, decompose
 from rankkit.studies.run import Run
 from rankkit.training.checkpoints import load_model, read_facts
@@ -252,13 +253,16 @@ def measure_run(
     plan = plan_measurement(run, config)
     prepare_device(device, torch.get_num_threads())
     certificate = build_certificate(run)
+    unmatched = certificate_problems(certificate)
+    if unmatched:
+        raise MatchError(f"arms must match to be compared, but {unmatched[0]}. See rankkit inspect RUN --verify.")
     writer = SpectrumWriter(
         path,
         title=f"Attention spectra of {' and '.join(dict.fromkeys(arm for arm, _ in plan.units))}",
         configuration=run.directory.configuration.read_text(encoding="utf-8"),
         certificate=_json(certificate),
         command=command,
-        attributes=_host_attributes(device),
+        attributes=_host_attributes(device, _precision(run, device)),
         force=force,
     )
     measurement = _Measurement(run, config, plan, device, on_progress, stop)
@@ -280,8 +284,16 @@ def _json(value: object) -> str:
     return json.dumps(value, indent=1, sort_keys=True)
 
 
-def _host_attributes(device: torch.device) -> dict[str, Any]:
-    facts = environment(device, torch.float32, torch.get_num_threads())
+def _precision(run: Run, device: torch.device) -> torch.dtype:
+    """Dtype in which the models run here: their own on CUDA, float32 where there is no autocast for it."""
+    own = run.config.base.train.precision == "bfloat16" and device.type == "cuda"
+    return torch.bfloat16 if own else torch.float32
+
+
+def _host_attributes(device: torch.device, precision: torch.dtype) -> dict[str, Any]:
+    facts = environment(device, precision, torch.get_num_threads()) | {
+        "precision": str(precision).removeprefix("torch.")
+    }
     renamed = {"processor": "cpu", "attention_kernel": "kernel"}
     return {renamed.get(key, key): value for key, value in facts.items() if key != "rankkit_version"}
 
@@ -300,6 +312,7 @@ class _Measurement:
     ) -> None:
         self._run, self._config, self._plan, self._device = run, config, plan, device
         self._on_progress, self._stop, self._done = on_progress, stop, 0
+        self._precision = _precision(run, device)
         self.values: dict[str, dict[str, NDArray[np.float64]]] = {}
         """By arm and measure: "seed region applied_mask sequence layer head"."""
 
@@ -340,7 +353,11 @@ class _Measurement:
                 self._advance(found, f"{arm}, seed {seed}, layer {factors.layer}")
 
         tokens = torch.from_numpy(self._plan.sequences[rows].copy()).to(self._device)
-        with torch.no_grad(), capture(model, layers=self._plan.layers, heads=self._plan.heads, on_layer=receive):
+        autocast: AbstractContextManager[object] = nullcontext()
+        if self._precision != torch.float32:
+            autocast = torch.autocast(self._device.type, dtype=self._precision)
+        listening = capture(model, layers=self._plan.layers, heads=self._plan.heads, on_layer=receive)
+        with torch.no_grad(), autocast, listening:
             model(tokens, self._plan.prefix_length)
 
     def _spectrum(self, operator: AttentionOperator) -> Spectrum:
@@ -348,6 +365,7 @@ class _Measurement:
             operator,
             measures=self._config.measures,
             method=self._config.method,
+            precision=self._precision,
             workers=self._config.workers,
             memory_budget=self._config.memory_budget,
         )
@@ -393,7 +411,7 @@ class _Measurement:
             untrained=np.array(untrained, dtype=np.int8),
             checkpoint_sha256=[[entry.weights_sha256] for entry in facts],
             measures=_descriptions(self._config.measures),
-            attributes=_token_policy(),
+            attributes=_token_policy(self._run),
         )
 
 
@@ -409,10 +427,12 @@ def _descriptions(names: Sequence[str]) -> Mapping[str, MeasureDescription]:
     }
 
 
-def _token_policy() -> dict[str, str]:
+def _token_policy(run: Run) -> dict[str, str]:
+    described = run.tokens().description
+    separator = "each ended by the document token" if described.get("document_token") is not None else "as they come"
     return {
-        "bos": "none: sequences are windows of the packed text",
-        "packing": "documents one after another, each ended by the document token",
+        "bos": "none: sequences are windows of the packed tokens",
+        "packing": f"documents one after another, {separator}; split: {described['split']}",
         "truncation": "none: windows do not overlap",
     }
 

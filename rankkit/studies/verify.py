@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from numpy.typing import NDArray
 
 from rankkit.data.tokens import verify_tokens
 from rankkit.errors import RankkitError, RunError
 from rankkit.spectra.measures import MEASURES, Measure
-from rankkit.store import verify
+from rankkit.store import describe, read_group, verify
 from rankkit.studies.certificate import build_certificate, certificate_problems, recompute_problems
 from rankkit.studies.losses import read_evaluation
 from rankkit.studies.run import Run
@@ -46,7 +48,31 @@ def verify_run(run: Run) -> list[str]:
             problems.append(str(error))
     problems += _evaluation_problems(run)
     if run.directory.spectrum.is_file():
-        problems += [f"{run.directory.spectrum.name}: {problem}" for problem in verify_file(run.directory.spectrum)]
+        problems += [f"{run.directory.spectrum.name}: {problem}" for problem in _spectrum_problems(run)]
+    return problems
+
+
+def _spectrum_problems(run: Run) -> list[str]:
+    """The run's spectrum file against itself, and against the checkpoints and the text that it says it measured."""
+    path = run.directory.spectrum
+    try:
+        problems = verify_file(path)
+        for group in describe(path).groups:
+            arrays = read_group(path, group.name)
+            for (s, seed), (k, step) in product(enumerate(arrays["seed"]), enumerate(arrays["step"])):
+                facts = read_facts(run.directory.checkpoint(group.name, int(seed), int(step)))
+                if str(arrays["checkpoint_sha256"][s][k]) != facts.weights_sha256:
+                    problems.append(
+                        f"{group.name}, seed {seed}, step {step}: measured on other weights than this run's"
+                    )
+            n = arrays["tokens"].shape[1]
+            held_out = run.tokens().validation
+            windows = rearrange(held_out[: len(held_out) // n * n], "(window position) -> window position", position=n)
+            known = {row.tobytes() for row in np.asarray(windows, dtype=np.int32)}
+            if not all(row.tobytes() in known for row in np.asarray(arrays["tokens"], dtype=np.int32)):
+                problems.append(f"{group.name}: measured on other sequences than this run's held-out text")
+    except RankkitError as error:
+        return [str(error)]
     return problems
 
 

@@ -53,6 +53,8 @@ class CheckpointFacts:
     """Of model.safetensors."""
     loss_tokens: int
     """Tokens predicted so far."""
+    evaluation_sha256: str
+    """Of the held-out sequences and their prefix length."""
     environment: dict[str, str | int]
     """Machine and software that made it."""
     configuration: ArmConfig
@@ -79,6 +81,7 @@ def save(trainer: Trainer, run: RunDirectory, arm: str) -> CheckpointFacts:
             parameters=parameter_hashes(trainer.model),
             weights_sha256=sha256_of_file(temporary / _WEIGHTS),
             loss_tokens=trainer.loss_tokens,
+            evaluation_sha256=trainer.evaluation_sha256,
             environment=environment(trainer.device, trainer.precision, torch.get_num_threads()),
             configuration=trainer.config,
         )

@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rankkit.training.objective import TargetRows
 
-__all__ = ["CHAINS", "Consumption", "parameter_hashes", "tensors_hash"]
+__all__ = ["CHAINS", "Consumption", "evaluation_hash", "parameter_hashes", "tensors_hash"]
 
 CHAINS = ("tokens", "prefix_lengths", "target_rows")
 
@@ -53,6 +54,13 @@ class Consumption:
         for name, content in entered.items():
             link = self.chains[name].encode() + hashlib.sha256(content).digest()
             self.chains[name] = hashlib.sha256(link).hexdigest()
+
+
+def evaluation_hash(tokens: NDArray[np.int64], prefix_length: int) -> str:
+    """SHA-256 of what an arm is evaluated on: the sequences "sequence position" and their one prefix length."""
+    digest = hashlib.sha256(f"rankkit evaluation {tokens.shape} {prefix_length} ".encode())
+    digest.update(np.ascontiguousarray(tokens, dtype="<i8").tobytes())
+    return digest.hexdigest()
 
 
 def parameter_hashes(model: nn.Module) -> dict[str, str]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 import platform
+from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
@@ -55,6 +59,7 @@ def environment(device: torch.device, dtype: torch.dtype, threads: int) -> dict[
     packages = {f"{name}_version": version(name) for name in ("rankkit", "torch", "numpy", "scipy")}
     return {
         **packages,
+        "source_sha256": _source_hash(),
         "python_version": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
@@ -63,6 +68,17 @@ def environment(device: torch.device, dtype: torch.dtype, threads: int) -> dict[
         "threads": threads,
         "attention_kernel": backend(device, dtype),
     }
+
+
+@functools.cache
+def _source_hash() -> str:
+    """SHA-256 of the Python files of both packages: two versions of the code may carry one version number."""
+    digest = hashlib.sha256()
+    for package in ("rankkit", "rankkit_kernels"):
+        root = Path(str(import_module(package).__file__)).parent
+        for path in sorted(root.rglob("*.py")):
+            digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _processor() -> str:

@@ -15,7 +15,7 @@ from rankkit.data.tokens import TokenFiles
 from rankkit.errors import ConfigurationError, NonFiniteLossError
 from rankkit.models.transformer import Transformer, uniform_attention
 from rankkit.training.config import ArmConfig, TrainConfig
-from rankkit.training.consumption import Consumption
+from rankkit.training.consumption import Consumption, evaluation_hash
 from rankkit.training.evaluation import Evaluation, evaluate
 from rankkit.training.objective import target_rows, token_losses
 
@@ -90,6 +90,7 @@ class Trainer:
         self.evaluation_tokens = evaluation_sequences(
             tokens, count=config.train.evaluation_sequences, sequence_length=n
         ).tokens
+        self.evaluation_sha256 = evaluation_hash(self.evaluation_tokens, self.prefix_length)
         if config.train.compile:
             for block in self.model.blocks:
                 block.compile()
@@ -110,19 +111,21 @@ class Trainer:
         """One optimizer step on the next batch of the stream.
 
         Raises:
-            NonFiniteLossError: the loss or the gradient is not a finite number; the weights are then untouched.
+            NonFiniteLossError: the loss or the gradient is not a finite number; the trainer is then as before the step.
         """
         train = self.config.train
         rate = learning_rate(train, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        consumed = dict(self.consumption.chains)
         loss, count = self._accumulate_gradients()
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), train.gradient_clip))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.optimizer.zero_grad(set_to_none=True)
+            self.consumption.chains = consumed
             raise NonFiniteLossError(
                 f"loss and gradient must stay finite, got loss {loss} and gradient norm {norm} at step {self.step + 1}. "
-                "Lower train.learning_rate or raise train.warmup_fraction; the checkpoints before it are kept."
+                f"Step {self.step} was saved; lower train.learning_rate or raise train.warmup_fraction in a new run."
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

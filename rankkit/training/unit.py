@@ -15,7 +15,7 @@ from time import perf_counter
 import torch
 
 from rankkit.data.tokens import open_tokens
-from rankkit.errors import RunError
+from rankkit.errors import NonFiniteLossError, RunError
 from rankkit.files import (
     RunDirectory,
     append_json_line,
@@ -115,7 +115,7 @@ def train_unit(
 
     Raises:
         RunError: damaged files in the run directory.
-        NonFiniteLossError: training left the real numbers; the last checkpoint is kept.
+        NonFiniteLossError: training left the real numbers; the step before is saved.
         StorageError: the disk refused; the last checkpoint is kept.
     """
     if run.evaluation(arm, seed).is_file():
@@ -127,7 +127,11 @@ def train_unit(
     train = config.train
     while trainer.step < train.steps:
         started = perf_counter()
-        record = trainer.train_step()
+        try:
+            record = trainer.train_step()
+        except NonFiniteLossError:
+            save(trainer, run, arm)
+            raise
         seconds = perf_counter() - started
         yield Stepped(arm, seed, record, seconds)
         last = trainer.step == train.steps
@@ -197,6 +201,10 @@ def _finish(run: RunDirectory, arm: str, trainer: Trainer) -> Finished:
 
     document = {
         "rankkit_evaluation": 1,
+        "arm": arm,
+        "seed": trainer.seed,
+        "weights_sha256": read_facts(run.checkpoint(arm, trainer.seed, trainer.step)).weights_sha256,
+        "evaluation_sha256": trainer.evaluation_sha256,
         "step": trainer.step,
         "prefix_length": trainer.prefix_length,
         "loss_tokens": trainer.loss_tokens,

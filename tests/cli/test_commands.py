@@ -127,7 +127,7 @@ def test_spectrum_table_shows_effects_companions_and_what_was_resolved(run: Path
     assert "gap = gpt - unilm = mask effect + learned effect" in result.stdout
     assert "what decides a rank besides the mask: gpt / unilm" in result.stdout
     assert "lie above the arithmetic floor" in result.stdout
-    assert "no loss reaches the last layer's prefix block" in result.stdout
+    assert "rows before p - 1 of the last layer enter the loss only where a shorter prefix was drawn" in result.stdout
 
 
 def test_inspect_verifies_a_run_and_names_what_was_tampered_with(run: Path) -> None:

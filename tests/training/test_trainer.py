@@ -241,14 +241,15 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_and_leaves_the_weights(
 ) -> None:
     it = trainer(arm(), run)
     it.train_step()
-    before = parameter_hashes(it.model)
+    before, consumed = parameter_hashes(it.model), dict(it.consumption.chains)
     original = trainer_module.token_losses
     monkeypatch.setattr(trainer_module, "token_losses", lambda *arguments: original(*arguments) * value)
-    message = rf"loss and gradient must stay finite, got loss {value} and gradient norm nan at step 2\. Lower train\."
+    message = rf"must stay finite, got loss {value} and gradient norm nan at step 2\. Step 1 was saved; lower train\."
     with pytest.raises(NonFiniteLossError, match=message):
         it.train_step()
     assert parameter_hashes(it.model) == before
     assert it.step == 1
+    assert it.consumption.chains == consumed
     assert all(parameter.grad is None for parameter in it.model.parameters())
 
 
