@@ -33,6 +33,7 @@ def test_in_turn_and_in_two_processes_a_pair_ends_in_the_same_bits(trained: Run,
     in_turn = trained_run(tmp_path / "in-turn")
     side_by_side = trained_run(tmp_path / "side-by-side", workers=2)
     assert_same_runs(side_by_side, in_turn)
+    assert certificate(side_by_side) == certificate(in_turn)
     # And a third arm on request changes nothing for the others.
     for name, seed in in_turn.config.units:
         assert final(trained, name, seed).weights_sha256 == final(in_turn, name, seed).weights_sha256
