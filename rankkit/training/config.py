@@ -172,7 +172,7 @@ class ArmConfig:
         n = self.model.sequence_length
         first = 0 if self.train.objective is Objective.FULL else max(prefix_length - 1, 0)
         rows = self.model.mask.at(prefix_length).foreseeing_rows(n)
-        return bool(set(rows) & set(range(first, n - 1)))
+        return bool(rows) and max(rows.start, first) < min(rows.stop, n - 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
