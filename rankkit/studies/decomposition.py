@@ -148,10 +148,10 @@ def decompose(
         regions: that were measured.
 
     Returns:
-        None where the run has no causal and prefix arm with the same objective.
+        None where the run has no causal and prefix arm with the same objective, or nothing was measured that has a mean.
     """
     pair = _pair(run)
-    if pair is None:
+    if pair is None or not values[pair[0]].keys() - set(_NAMES_OF_KEYS):
         return None
     suffix = run.config.arm(pair[0]).train.objective is Objective.SUFFIX
     last = run.config.base.model.num_layers - 1
