@@ -44,7 +44,7 @@ def _curve(run: Run, arm: str, seed: int) -> tuple[list[float], list[float]]:
 
 
 def draw_spectra(path: Path, folder: Path, *, measure: str = "effective_rank") -> list[Path]:
-    """Mean spectrum per layer, and a measure by layer with its swapped control, for each region of a spectrum file.
+    """Median spectrum per layer, and a measure by layer with its swapped control, for each region of a spectrum file.
 
     Args:
         path: of the HDF5 file.

@@ -71,7 +71,7 @@ def spectra_by_layer(
     ends a factor of 30 below the lower floor, zeros included.
 
     Args:
-        spectra: arm to "layer component", sigma_i / sigma_1 in [0, 1]: a (geometric) mean that the caller made.
+        spectra: arm to "layer component", sigma_i / sigma_1 in [0, 1]: a mean or median that the caller made.
         floors: `arithmetic` and `model`, relative to sigma_1, in (0, 1): one number, or "layer".
         bands: arm to (low, high), each "layer component" in [0, 1]: quantiles over seeds, sequences and heads.
         band_label: which quantiles the bands are, for the legend.
