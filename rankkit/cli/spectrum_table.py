@@ -25,8 +25,8 @@ def show_decomposition(found: Decomposition, measure: str, output: Output) -> No
     output.table(table)
     output.say(
         f"gap = {causal} - {prefix} = mask effect + learned effect. Mask effect: what changes when only the mask over the "
-        "same Q and K changes.\nsame mask: rms difference between two seeds of one arm; a gap of that size is what "
-        "another seed alone does."
+        "same Q and K changes.\nsame mask: rms difference between two seeds of one arm, to be held against the gap "
+        "of a single seed."
     )
     if any(row.untrained for row in found.rows[measure]):
         output.say(
