@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from tiny import CPU, arm, outcome
 
@@ -74,6 +75,15 @@ def assert_same_runs(found: Run, expected: Run) -> None:
 def steps_of(run: Run) -> dict[tuple[str, int], list[int]]:
     """Every unit's checkpoints."""
     return {unit: run.directory.checkpoint_steps(*unit) for unit in run.config.units}
+
+
+def children(parent: int | None = None) -> list[psutil.Process]:
+    """The workers of a process, by default of this one: those that multiprocessing spawned."""
+    found = []
+    for child in psutil.Process(parent).children():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            found += [child] if any("spawn_main" in word for word in child.cmdline()) else []
+    return found
 
 
 # Sabotage: what a bug could do to the one arm with a prefix mask.

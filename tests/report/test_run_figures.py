@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,8 +35,9 @@ def spectra(run: Run) -> Path:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
-    """What each drawing function was called with, and the axes that it gave back; pictures are only named."""
+    """What each drawing function was called with, and what it gave back; spectra and pictures are only named."""
     calls: dict[str, list[Any]] = {}
+    monkeypatch.setattr(run_figures, "spectra_by_layer", lambda *_, **__: (SimpleNamespace(figure=None),))
 
     def listen(name: str) -> None:
         draw = getattr(run_figures, name)
@@ -149,8 +151,9 @@ def test_layers_keep_their_numbers_when_only_some_were_measured(
     path = tmp_path / "s.h5"
     measure_run(run, MeasureConfig(layers=(1,), samples=1), path, device=CPU, command="it")
     draw_spectra(path, tmp_path)
-    for _, named, panels in drawn["spectra_by_layer"]:
+    for arguments, named, _ in drawn["spectra_by_layer"]:
         assert named["layer_numbers"] == [1]
+        panels = spectra_by_layer(*arguments, **named)
         assert [panel.get_title().splitlines()[0] for panel in panels] == ["layer 1"]
     for _, named, axes in drawn["measure_by_layer"]:
         assert named["layer_numbers"] == [1]

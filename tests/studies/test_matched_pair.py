@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from small_run import ALL_ARMS, CORPUS, PAIR, assert_same_runs, run_config, trained_run
-from tiny import STEPS, N, arm
+from small_run import ALL_ARMS, CORPUS, PAIR, assert_same_runs, children, new_run, run_config, trained_run
+from tiny import CPU, STEPS, N, arm
 
 import rankkit
-from rankkit.studies import Run, build_certificate, certificate_problems, open_run, recompute_problems, train_pair
+from rankkit.studies import (
+    Run,
+    build_certificate,
+    certificate_problems,
+    open_run,
+    recompute_problems,
+    train_pair,
+    train_units,
+)
 from rankkit.training import read_facts
 
 DECLARED = {
@@ -31,7 +40,18 @@ def final(run: Run, name: str, seed: int) -> Any:
 
 def test_in_turn_and_in_two_processes_a_pair_ends_in_the_same_bits(trained: Run, tmp_path: Path) -> None:
     in_turn = trained_run(tmp_path / "in-turn")
-    side_by_side = trained_run(tmp_path / "side-by-side", workers=2)
+    side_by_side = new_run(tmp_path / "side-by-side")
+    sent: list[int] = []
+
+    def ctrl_c_for_the_workers_alone() -> bool:
+        """The terminal sends it to them too, while they start and while they train; to act on it is the parent's part."""
+        for child in children():
+            child.send_signal(signal.SIGINT)
+            sent.append(child.pid)
+        return False
+
+    assert train_units(side_by_side, device=CPU, workers=2, stop=ctrl_c_for_the_workers_alone)
+    assert len(set(sent)) == 2
     assert_same_runs(side_by_side, in_turn)
     assert certificate(side_by_side) == certificate(in_turn)
     # And a third arm on request changes nothing for the others.
@@ -83,8 +103,6 @@ def test_a_certificate_on_file_is_what_the_checkpoints_give_and_the_checkpoints_
 
 
 def test_nothing_is_called_matched_before_it_was_compared(tmp_path: Path) -> None:
-    from small_run import new_run
-
     found = build_certificate(new_run(tmp_path / "run"))
     assert found["matched"] is False
     assert certificate_problems(found) == []
@@ -103,10 +121,6 @@ def test_train_pair_makes_trains_and_returns_a_finished_run(tmp_path: Path) -> N
 
 
 def test_training_a_finished_run_again_changes_nothing(trained: Run) -> None:
-    from tiny import CPU
-
-    from rankkit.studies import train_units
-
     files = sorted(path for path in trained.directory.path.rglob("*") if path.is_file())
     before = {path: path.read_bytes() for path in files}
     assert train_units(open_run(trained.directory.path), device=CPU, workers=2)

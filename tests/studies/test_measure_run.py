@@ -43,6 +43,12 @@ def evaluated(run: Run) -> NDArray[np.int64]:
 
 
 @pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One pair under one seed, for what does not depend on more."""
+    return trained_run(tmp_path_factory.mktemp("small") / "run", run_config(seeds=(0,)))
+
+
+@pytest.fixture(scope="module")
 def groups(measured: tuple[Path, Decomposition]) -> dict[str, dict[str, NDArray[Any]]]:
     return {arm: read_group(measured[0], arm) for arm in ALL_ARMS}
 
@@ -194,10 +200,10 @@ def test_the_comparison_on_file_is_what_the_arms_on_file_give(
         np.testing.assert_allclose(total, comparison["gap"][m, ..., 0], rtol=1e-9, atol=1e-12)
 
 
-def test_without_a_pair_or_a_measure_that_has_a_mean_there_is_no_comparison(trained: Run, tmp_path: Path) -> None:
+def test_without_a_pair_or_a_measure_that_has_a_mean_there_is_no_comparison(small: Run, tmp_path: Path) -> None:
     run = trained_run(tmp_path / "run", run_config(("unilm",), (0,)))
     assert measure(run, tmp_path / "alone.h5", samples=1) is None
-    assert measure(trained, tmp_path / "keys.h5", samples=1, measures=("sink_position",)) is None
+    assert measure(small, tmp_path / "keys.h5", samples=1, measures=("sink_position",)) is None
     for name in ("alone.h5", "keys.h5"):
         assert describe(tmp_path / name).comparison is None
         assert verify_file(tmp_path / name) == []
@@ -237,7 +243,7 @@ def test_samples_are_spread_over_the_evaluation_and_default_to_what_there_is(tra
 
 
 def test_a_run_with_many_sequences_is_measured_in_batches_of_the_same_numbers(tmp_path: Path) -> None:
-    run = trained_run(tmp_path / "run", run_config(PAIR_ALONE, (0,), evaluation_sequences=19))
+    run = trained_run(tmp_path / "run", run_config(seeds=(0,), evaluation_sequences=19))
     measure(run, tmp_path / "many.h5", measures=("effective_rank",), samples=19)
     measure(run, tmp_path / "few.h5", measures=("effective_rank",), samples=1)
     many, few = (read_group(tmp_path / name, "gpt") for name in ("many.h5", "few.h5"))
@@ -246,31 +252,28 @@ def test_a_run_with_many_sequences_is_measured_in_batches_of_the_same_numbers(tm
     assert np.isfinite(many["effective_rank"]).all()
 
 
-PAIR_ALONE = ("gpt", "unilm")
-
-
-def test_an_empty_prefix_has_no_prefix_block(trained: Run, tmp_path: Path) -> None:
-    found = measure(trained, tmp_path / "s.h5", prefix_length=0, samples=1)
+def test_an_empty_prefix_has_no_prefix_block(small: Run, tmp_path: Path) -> None:
+    found = measure(small, tmp_path / "s.h5", prefix_length=0, samples=1)
     assert found is not None
     assert found.regions == ("full",)
     group = read_group(tmp_path / "s.h5", "unilm")
     assert group["region"].tolist() == ["full"]
     assert np.array_equal(group["singular_values"][:, :, :, 0], group["singular_values"][:, :, :, 1])
     with pytest.raises(ConfigurationError, match="regions must exist, got prefix_block with a prefix of 0"):
-        plan_measurement(trained, MeasureConfig(prefix_length=0, regions=("prefix_block",)))
+        plan_measurement(small, MeasureConfig(prefix_length=0, regions=("prefix_block",)))
 
 
-def test_a_prefix_of_everything_makes_the_block_the_whole_matrix(trained: Run, tmp_path: Path) -> None:
-    measure(trained, tmp_path / "s.h5", prefix_length=N, samples=1)
+def test_a_prefix_of_everything_makes_the_block_the_whole_matrix(small: Run, tmp_path: Path) -> None:
+    measure(small, tmp_path / "s.h5", prefix_length=N, samples=1)
     values = read_group(tmp_path / "s.h5", "unilm")["singular_values"]
     assert np.array_equal(values[:, :, 0], values[:, :, 1])
 
 
 @pytest.mark.parametrize(("length", "prefix"), [(20, 10), (48, 24)])
 def test_another_length_keeps_the_prefixs_share_and_may_exceed_training_with_rotary_positions(
-    length: int, prefix: int, trained: Run, tmp_path: Path
+    length: int, prefix: int, small: Run, tmp_path: Path
 ) -> None:
-    measure(trained, tmp_path / "s.h5", sequence_length=length, samples=2)
+    measure(small, tmp_path / "s.h5", sequence_length=length, samples=2)
     group = read_group(tmp_path / "s.h5", "gpt")
     assert group["tokens"].shape == (2, length)
     assert group["prefix_length"].tolist() == [prefix] * 2
@@ -341,14 +344,14 @@ def test_arms_must_have_finished_the_same_seeds(trained: Run, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("after", [1, 5])
-def test_an_interruption_leaves_nothing_and_costs_nothing(after: int, trained: Run, tmp_path: Path) -> None:
+def test_an_interruption_leaves_nothing_and_costs_nothing(after: int, small: Run, tmp_path: Path) -> None:
     heard: list[Progress] = []
     config = MeasureConfig(samples=1)
 
     def interrupted(path: Path, *, force: bool) -> None:
         heard.clear()
         measure_run(
-            trained, config, path, device=CPU, command="it", force=force, on_progress=heard.append,
+            small, config, path, device=CPU, command="it", force=force, on_progress=heard.append,
             stop=lambda: len(heard) >= after,
         )  # fmt: skip
 
@@ -365,9 +368,9 @@ def test_an_interruption_leaves_nothing_and_costs_nothing(after: int, trained: R
     assert (tmp_path / "s.h5").read_bytes() == b"old"
 
 
-def test_damaged_weights_leave_nothing(trained: Run, tmp_path: Path) -> None:
-    run = copy_of(trained, tmp_path / "run")
-    file = run.directory.checkpoint("unilm", 1, STEPS) / "model.safetensors"
+def test_damaged_weights_leave_nothing(small: Run, tmp_path: Path) -> None:
+    run = copy_of(small, tmp_path / "run")
+    file = run.directory.checkpoint("unilm", 0, STEPS) / "model.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
@@ -378,17 +381,17 @@ def test_damaged_weights_leave_nothing(trained: Run, tmp_path: Path) -> None:
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_progress_counts_every_matrix_once_up_to_the_plan(trained: Run, tmp_path: Path) -> None:
+def test_progress_counts_every_matrix_once_up_to_the_plan(small: Run, tmp_path: Path) -> None:
     heard: list[Progress] = []
     config = MeasureConfig(samples=2)
-    plan = plan_measurement(trained, config)
-    assert plan.matrices == 3 * 2 * 2 * 2 * 2 * 2 * 3  # arms, seeds, regions, masks, samples, layers, heads
-    measure_run(trained, config, tmp_path / "s.h5", device=CPU, command="it", on_progress=heard.append)
+    plan = plan_measurement(small, config)
+    assert plan.matrices == 2 * 1 * 2 * 2 * 2 * 2 * 3  # arms, seeds, regions, masks, samples, layers, heads
+    measure_run(small, config, tmp_path / "s.h5", device=CPU, command="it", on_progress=heard.append)
     done = [progress.done for progress in heard]
     assert done == sorted(set(done))
     assert done[-1] == plan.matrices
     assert {progress.total for progress in heard} == {plan.matrices}
-    assert (heard[0].label, heard[-1].label) == ("gpt, seed 0, layer 0", "gpt-full, seed 1, layer 1")
+    assert (heard[0].label, heard[-1].label) == ("gpt, seed 0, layer 0", "unilm, seed 0, layer 1")
 
 
 def test_the_expected_time_grows_with_the_matrices(trained: Run) -> None:
