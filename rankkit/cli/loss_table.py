@@ -22,6 +22,11 @@ def show_losses(comparison: LossComparison, output: Output) -> None:
     seeds = len(comparison.arms[0].seeds)
     over = "seeds" if seeds > 1 else "the sequences of one seed, and says nothing of another seed"
     output.say(f"The standard error is over {over}. Uniform attention: the loss when no head may choose.")
+    for arm in comparison.arms:
+        if "bigram" in comparison.ngrams and arm.loss > comparison.ngrams["bigram"]:
+            output.say(
+                f"note: {arm.arm} does not yet predict better than a bigram model; its ranks are those of its start."
+            )
     for difference in comparison.differences:
         output.say(_difference_line(difference))
     for difference in comparison.differences:

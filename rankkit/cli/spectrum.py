@@ -141,7 +141,8 @@ def measure_and_report(
     if plan.sequence_length > run.config.base.model.sequence_length:
         output.note(f"warning: {plan.sequence_length} tokens are more than the model was trained on.")
     seconds = expected_seconds(plan, config)
-    output.note(f"{plan.matrices:,} matrices, about {seconds / 60:.1f} minutes")
+    expected = f"{seconds / 60:.1f} minutes" if seconds >= 30 else f"{seconds:.0f} seconds"
+    output.note(f"{plan.matrices:,} matrices, about {expected}")
     started = perf_counter()
     try:
         with interruption() as request, _progress(output, plan.matrices) as advance:

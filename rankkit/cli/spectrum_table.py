@@ -17,7 +17,11 @@ def show_decomposition(found: Decomposition, measure: str, output: Output) -> No
     """Effective rank (or another measure) of both arms by region and layer, with gap, mask and learned effect."""
     causal, prefix = found.arms
     over = f"{found.seeds} seeds" if found.seeds > 1 else "one seed: error of the evaluation alone, no verdict"
-    title = f"{measure.replace('_', ' ')}, mean ± half of the 95% interval ({over})"
+    known = any(
+        interval.half_width == interval.half_width for row in found.rows[measure] for interval in row.effects.values()
+    )
+    spread = "mean ± half of the 95% interval" if known else "means without an interval: too few documents"
+    title = f"{measure.replace('_', ' ')}, {spread} ({over})"
     headings = ("region", "layer", causal, prefix, "gap", "mask effect", "learned effect", "interaction", "same mask")
     table = new_table(title, headings)
     for row in found.rows[measure]:
@@ -34,7 +38,10 @@ def show_decomposition(found: Decomposition, measure: str, output: Output) -> No
             "unequally: this prefix block is left out of the mean."
         )
     if any(row.order_matters for row in found.rows[measure]):
-        output.say("~ the interaction exceeds the smaller effect: there the split depends on the order of the factors.")
+        output.say(
+            "~ the interaction (how far the mask effect differs between the two arms' Q and K) exceeds the smaller effect: "
+            "there the split depends on the order of the factors."
+        )
     if found.seeds > 1:
         output.say(_sentence(found, measure))
 

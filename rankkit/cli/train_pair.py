@@ -161,6 +161,9 @@ def new_run(config: RunConfig, out: Path, device: Any, workers: int | None, forc
         f"text: {tokens.description['corpus']['description'] if 'corpus' in tokens.description else 'token ids'}; "
         f"{len(tokens.train):,} training and {len(tokens.validation):,} validation tokens"
     )
+    asked, n = run.config.base.train.evaluation_sequences, run.config.base.model.sequence_length
+    if len(tokens.validation) // n < asked:
+        output.note(f"evaluation: {asked} sequences asked for, {len(tokens.validation) // n} fit the held-out tokens")
     return run
 
 

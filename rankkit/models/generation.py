@@ -68,7 +68,7 @@ def _check(config: ModelConfig, prompt: list[int], max_tokens: int, temperature:
     if len(prompt) + max_tokens > limit:
         raise ConfigurationError(
             f"prompt and continuation must fit {limit} tokens (sequence_length), got {len(prompt)} + {max_tokens}. "
-            "Shorten the prompt or lower --max-tokens."
+            f"Shorten the prompt (at most {limit - 1} tokens) or lower --max-tokens."
         )
     if not temperature >= 0:
         raise ConfigurationError(f"temperature must be at least 0, got {temperature}. Use 0 for the most likely token.")
