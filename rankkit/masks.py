@@ -21,13 +21,32 @@ from torch import Tensor
 from rankkit.errors import ConfigurationError
 from rankkit_kernels.attention import FusedCall, Group
 
-__all__ = ["Backward", "Bidirectional", "Causal", "Mask", "MaskKind", "Prefix", "PrefixTransposed", "batch_groups"]
+__all__ = [
+    "Backward",
+    "Bidirectional",
+    "Causal",
+    "Cross",
+    "Mask",
+    "MaskKind",
+    "Padded",
+    "Prefix",
+    "PrefixTransposed",
+    "batch_groups",
+]
 
 
 class Mask(ABC):
-    """Who sees whom in self-attention over n positions."""
+    """Who sees whom among n query positions and as many keys (only `Cross` has another number of keys)."""
 
     __slots__ = ()
+
+    def columns(self, n: int) -> int:
+        """How many keys n queries have."""
+        return n
+
+    def visible_length(self, n: int) -> int:
+        """How many of the first rows and columns take part; the others, padding, see nothing and are seen by none."""
+        return n
 
     @abstractmethod
     def allowed(self, n: int) -> Tensor:
@@ -64,6 +83,14 @@ class Mask(ABC):
         Raises:
             ConfigurationError: those rows see keys beyond the block, so that the block is not attention by itself.
         """
+
+    def without_first_key(self) -> Mask:
+        """The mask of rows and columns 1 .. n - 1 as attention of their own: the sink-removed control.
+
+        Raises:
+            ConfigurationError: queries and keys are different sequences.
+        """
+        return self
 
     def attention_flops(self, n: int, head_dim: int) -> int:
         """Floating-point operations of one head's forward pass: 2 head_dim each for Q K^T and A V per visible pair."""
@@ -236,6 +263,10 @@ class Prefix(Mask):
             )
         return self
 
+    def without_first_key(self) -> Mask:
+        """One position of the prefix less."""
+        return Prefix(max(self.length - 1, 0))
+
 
 @dataclass(frozen=True, slots=True)
 class PrefixTransposed(Mask):
@@ -275,6 +306,133 @@ class PrefixTransposed(Mask):
     def leading(self, size: int) -> Mask:
         """Refused: the first rows see every later key."""
         return Backward().leading(size)
+
+    def without_first_key(self) -> Mask:
+        """One position of the prefix less."""
+        return PrefixTransposed(max(self.length - 1, 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Cross(Mask):
+    """All queries of one sequence see all keys of another: A is queries x keys, rectangular."""
+
+    queries: int
+    """Rows."""
+    keys: int
+    """Columns."""
+
+    def __post_init__(self) -> None:
+        if self.queries < 1 or self.keys < 1:
+            raise ConfigurationError(
+                f"queries and keys must be at least 1, got {self.queries} and {self.keys}. Count the positions of both."
+            )
+
+    def _checked(self, n: int) -> int:
+        if n != self.queries:
+            raise ConfigurationError(
+                f"n must be {self.queries} (queries of {self}), got {n}. Make the mask for n rows."
+            )
+        return n
+
+    def columns(self, n: int) -> int:
+        """The other sequence's length."""
+        self._checked(n)
+        return self.keys
+
+    def allowed(self, n: int) -> Tensor:
+        """True everywhere."""
+        return torch.ones(self._checked(n), self.keys, dtype=torch.bool)
+
+    def fused_plan(self, n: int) -> tuple[FusedCall, ...]:
+        """One call without a mask."""
+        return (FusedCall((0, self._checked(n)), (0, self.keys), "all"),)
+
+    def transposed(self) -> Mask:
+        """Queries and keys exchanged."""
+        return Cross(self.keys, self.queries)
+
+    def visible_pairs(self, n: int) -> int:
+        """All."""
+        return self._checked(n) * self.keys
+
+    def triangular_rows(self, n: int) -> range:
+        """None."""
+        return range(0)
+
+    def foreseeing_rows(self, n: int) -> range:
+        """None: the keys are not what the queries predict."""
+        return range(0)
+
+    def leading(self, size: int) -> Mask:
+        """Refused: no block of it is attention by itself."""
+        return Backward().leading(size)
+
+    def without_first_key(self) -> Mask:
+        """Refused: the first query does not belong to the first key."""
+        raise ConfigurationError(f"mask must be one of self-attention, got {self}. Measure region `full`.")
+
+
+@dataclass(frozen=True, slots=True)
+class Padded(Mask):
+    """The first `length` positions attend under another mask; padding after them sees nothing and is seen by none."""
+
+    mask: Mask
+    """Of the positions that are not padding."""
+    length: int
+    """How many they are."""
+
+    def __post_init__(self) -> None:
+        if self.length < 1 or isinstance(self.mask, Cross | Padded):
+            raise ConfigurationError(
+                f"length must be at least 1 and mask one of self-attention, got {self.length} and {self.mask}. "
+                "Leave out sequences that are all padding."
+            )
+
+    def visible_length(self, n: int) -> int:
+        """Those before the padding."""
+        if self.length > n:
+            raise ConfigurationError(
+                f"length must be between 1 and {n} (positions), got {self.length}. Count the positions that are not padding."
+            )
+        return self.length
+
+    def allowed(self, n: int) -> Tensor:
+        """The other mask in the leading block, False elsewhere."""
+        allowed = torch.zeros(n, n, dtype=torch.bool)
+        allowed[: self.visible_length(n), : self.length] = self.mask.allowed(self.length)
+        return allowed
+
+    def fused_plan(self, n: int) -> tuple[FusedCall, ...]:
+        """The other mask's, for the positions before the padding alone."""
+        return self.mask.fused_plan(self.visible_length(n))
+
+    def transposed(self) -> Mask:
+        """The other mask's transpose, padded alike."""
+        return Padded(self.mask.transposed(), self.length)
+
+    def visible_pairs(self, n: int) -> int:
+        """Those before the padding."""
+        return self.mask.visible_pairs(self.visible_length(n))
+
+    def triangular_rows(self, n: int) -> range:
+        """None: empty rows make the determinant 0."""
+        return range(0)
+
+    def foreseeing_rows(self, n: int) -> range:
+        """The other mask's."""
+        return self.mask.foreseeing_rows(self.visible_length(n))
+
+    def leading(self, size: int) -> Mask:
+        """The other mask's, without padding where the block has none."""
+        if size <= self.length:
+            return self.mask if size == self.length else self.mask.leading(size)
+        return self
+
+    def without_first_key(self) -> Mask:
+        """One position less before the padding."""
+        if self.length == 1:
+            raise ConfigurationError("length must be at least 2, got 1. There is no other key.")
+        return Padded(self.mask.without_first_key(), self.length - 1)
 
 
 class MaskKind(StrEnum):

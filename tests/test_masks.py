@@ -9,7 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankkit.errors import ConfigurationError
-from rankkit.masks import Backward, Bidirectional, Causal, Mask, MaskKind, Prefix, PrefixTransposed, batch_groups
+from rankkit.masks import (
+    Backward,
+    Bidirectional,
+    Causal,
+    Cross,
+    Mask,
+    MaskKind,
+    Padded,
+    Prefix,
+    PrefixTransposed,
+    batch_groups,
+)
 
 
 @st.composite
@@ -76,6 +87,54 @@ def test_leading_block_is_closed_or_refused(case: tuple[Mask, int], size: int) -
     else:
         assert not bool(mask.allowed(n)[:size, size:].any())
         assert torch.equal(leading.allowed(size), mask.allowed(n)[:size, :size])
+
+
+@given(masks_and_lengths())
+def test_without_its_first_key_a_mask_is_its_own_later_rows_and_columns(case: tuple[Mask, int]) -> None:
+    mask, n = case
+    assert torch.equal(mask.without_first_key().allowed(n)[: n - 1, : n - 1], mask.allowed(n)[1:, 1:])
+
+
+@given(masks_and_lengths(), st.integers(0, 5))
+def test_padding_sees_nothing_and_is_seen_by_none(case: tuple[Mask, int], padding: int) -> None:
+    inner, length = case
+    mask, n = Padded(inner, length), length + padding
+    expected = torch.zeros(n, n, dtype=torch.bool)
+    expected[:length, :length] = inner.allowed(length)
+    assert torch.equal(mask.allowed(n), expected)
+    assert torch.equal(coverage(mask, n), expected)
+    assert torch.equal(mask.transposed().allowed(n), expected.T)
+    assert mask.visible_pairs(n) == int(expected.sum())
+    assert mask.visible_length(n) == length
+    assert mask.leading(length) == inner
+    if length > 1:
+        assert torch.equal(mask.without_first_key().allowed(n - 1), expected[1:, 1:])
+
+
+@given(st.integers(1, 9), st.integers(1, 9))
+def test_cross_attention_lets_every_query_see_every_key(queries: int, keys: int) -> None:
+    mask = Cross(queries, keys)
+    assert torch.equal(mask.allowed(queries), torch.ones(queries, keys, dtype=torch.bool))
+    assert mask.columns(queries) == keys
+    assert mask.visible_pairs(queries) == queries * keys
+    assert mask.transposed() == Cross(keys, queries)
+    (call,) = mask.fused_plan(queries)
+    assert (call.rows, call.columns, call.sees) == ((0, queries), (0, keys), "all")
+
+
+def test_masks_of_two_sequences_and_of_padding_refuse_what_they_cannot_be() -> None:
+    with pytest.raises(ConfigurationError, match="n must be 3"):
+        Cross(3, 5).allowed(4)
+    with pytest.raises(ConfigurationError, match="mask must be one of self-attention"):
+        Cross(3, 5).without_first_key()
+    with pytest.raises(ConfigurationError, match="queries and keys must be at least 1"):
+        Cross(0, 5)
+    with pytest.raises(ConfigurationError, match="length must be between 1 and 3"):
+        Padded(Causal(), 4).allowed(3)
+    with pytest.raises(ConfigurationError, match="length must be at least 1 and mask one of self-attention"):
+        Padded(Cross(2, 2), 2)
+    with pytest.raises(ConfigurationError, match="length must be at least 2, got 1"):
+        Padded(Causal(), 1).without_first_key()
 
 
 def attention(mask: Mask, n: int, seed: int, spread: float = 1.0) -> np.ndarray:
