@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from rankkit.errors import ConfigurationError
+from rankkit.operators import AttentionOperator, DenseOperator, Operator, SumOperator
 
-__all__ = ["UNIT_ROUNDOFF", "arithmetic_floor", "model_floor", "resolved"]
+__all__ = ["UNIT_ROUNDOFF", "applied_floor", "arithmetic_floor", "model_floor", "resolved"]
 
 UNIT_ROUNDOFF: Final = {
     torch.float64: 2.0**-53,
@@ -101,6 +102,46 @@ def model_floor(
     logit_error = (queries.shape[-1] + 2) * _unit_roundoff(accumulation) * abs(scale) * longest
     eta = _unit_roundoff(probabilities) + SOFTMAX_ROUNDINGS * _unit_roundoff(accumulation) + 2 * logit_error
     return eta * largest.to(torch.float64)
+
+
+def applied_floor(operator: Operator, /, *, largest: Tensor, probabilities: torch.dtype) -> Tensor:
+    """The model floor of any operator.
+
+    Attention: `model_floor`. A matrix of one's own: what rounding its entries to their dtype moved, u sigma_1 where they
+    are non-negative and u ||A||_F otherwise. A sum: the terms' floors, weighted; the norm of a term of attention is at
+    most the root of its largest column sum.
+
+    Args:
+        operator: what was measured.
+        largest: "...", sigma_1 of each matrix.
+        probabilities: dtype in which a model applied its attention.
+
+    Returns:
+        "...", float64, on the CPU; nan where a matrix is not finite.
+    """
+    sigma = largest.to(torch.float64).cpu()
+    if isinstance(operator, AttentionOperator):
+        query, key = operator.query.cpu(), operator.key.cpu()
+        return model_floor(query, key, scale=operator.scale, largest=sigma, probabilities=probabilities)
+    if isinstance(operator, DenseOperator):
+        roundoff = UNIT_ROUNDOFF.get(operator.matrix.dtype, 0.0)  # whole numbers are held exactly
+        return roundoff * (sigma if "non_negative" in operator.structure else _norm_bound(operator))
+    assert isinstance(operator, SumOperator)
+    floors = [
+        abs(weight) * applied_floor(term, largest=_norm_bound(term), probabilities=probabilities)
+        for weight, term in operator.terms
+    ]
+    return torch.stack(floors).sum(dim=0)
+
+
+def _norm_bound(operator: Operator) -> Tensor:
+    """An upper bound of sigma_1, "...", in O(n) memory beyond what the operator holds."""
+    if isinstance(operator, AttentionOperator):
+        return operator.row_statistics.column_sums.amax(dim=-1).sqrt().cpu()
+    if isinstance(operator, DenseOperator):
+        return torch.linalg.matrix_norm(operator.matrix.to(torch.float64)).cpu()
+    assert isinstance(operator, SumOperator)
+    return torch.stack([abs(weight) * _norm_bound(term) for weight, term in operator.terms]).sum(dim=0)
 
 
 def resolved(singular_values: Tensor, floor: Tensor, /) -> Tensor:
