@@ -1,0 +1,417 @@
+"""Attention as a linear map by blocks of rows, in plain torch: A X, A^T Y, A^T A X, and what each row holds.
+
+    A = softmax(scale Q K^T, masked)
+
+One block of rows of A exists at a time, only over the columns that it sees, so memory is O(n). A row is complete within
+its block, so nothing has to be known beforehand, and A^T A X = sum over blocks of A_B^T (A_B X) takes one pass in which
+every entry is computed once. The plans of `attention` serve here too: a block is a `FusedCall` of fewer rows.
+
+Probes are kept as rows: a sum "probe key" over blocks takes half the time of one "key probe" (64 probes, float64, one
+core, ns per entry of A: logits 2.5, softmax 1.4, A_B X 3.2, A_B^T Y 2.6 against 5.6).
+
+Blocks are shared out in runs that depend on the plan alone. One thread computes a run, and runs are summed in their
+order, so the bits of a result depend neither on the number of threads nor on the other matrices of the batch. The pool
+has as many threads as torch has, and while it works torch is set to one; whoever has a pool of their own sets torch to
+one thread first.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, TypeAlias
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from rankkit_kernels.attention import FusedCall, Plan, _check_plan
+
+__all__ = ["RowStatistics", "adjoint_product", "gram_product", "product", "row_statistics"]
+
+CPU_BLOCK_ROWS: Final = 96
+"""Fastest of 32, 64, 96 and 128 at n = 1024 to 8192, by 3 to 20%; the block of n = 16384 takes 12.6 MB in float64."""
+CUDA_BLOCK_ROWS: Final = 1024  # enough to fill a device at n = 1024; chosen, not measured
+RUN_PAIRS: Final = 1 << 20  # entries of A in a run at least: about 10 ms of one core
+RUNS: Final = 8  # of one matrix at most: each has a sum "probe key" of its own; 8 or 1 take the same time on one core
+ALIGNMENT: Final = 64  # bytes; BLAS may round differently in memory that lies otherwise
+NEGLIGIBLE: Final = -746.0  # exp of it is 0 in float64 and float32, and unlike that of -inf its product with 0 is 0
+
+_THREADS_LOCK = threading.Lock()  # torch's number of threads belongs to the process: one pool at a time changes it
+
+Run: TypeAlias = tuple[FusedCall, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RowStatistics:
+    """What one pass over the rows of A = softmax(s, masked) gives, in the dtype of its factors unless said.
+
+    A row whose visible logits are all -inf is a row of zeros; a visible logit of nan or +inf makes its row nan.
+    """
+
+    log_sum_exp: Tensor
+    """"... query": log of the sum over visible keys of exp(s_ij); -inf for a row of zeros."""
+    column_sums: Tensor
+    """"... key": sum_i A_ij, in [0, number of queries]."""
+    entropy: Tensor
+    """"... query": -sum_j A_ij log A_ij, nats, in [0, log visible]; 0 for a row of zeros."""
+    squared_norm: Tensor
+    """"...": sum_ij A_ij^2, the squared Frobenius norm."""
+    visible: Tensor
+    """"query", int64: how many keys the mask lets a row see."""
+    diagonal: Tensor
+    """"... query": A_ii; nan where A is not square."""
+    previous: Tensor
+    """"... query": A_{i,i-1}; nan in row 0, and where A is not square."""
+    diagonal_logit: Tensor
+    """"... query": s_ii, so that log A_ii = s_ii - log_sum_exp; -inf where row i does not see itself, nan where A is not
+    square."""
+    logit_squares: Tensor
+    """"... query": sum over visible keys of (s_ij - their mean)^2; nan where a visible logit is infinite."""
+
+
+def product(query: Tensor, key: Tensor, x: Tensor, plan: Plan, *, scale: float) -> Tensor:
+    """A X.
+
+    Args:
+        query: "... query feature", float64 or float32; one matrix for each entry of the leading axes.
+        key: "... key feature"; leading axes, dtype and device as the query's.
+        x: "... key probe", likewise.
+        plan: calls whose rows are 0..query in order, without gap or overlap.
+        scale: of the logits.
+
+    Returns:
+        "... query probe", without gradients. A row whose visible logits are all -inf gives zeros; other logits that are
+        not finite give nan in their own matrix alone.
+
+    Raises:
+        TypeError: a dtype other than float64 and float32, or several.
+        ValueError: shapes, devices or the plan do not fit.
+    """
+    found, _ = _multiply(query, key, x, plan, scale, forward=True, adjoint=False)
+    return found
+
+
+def adjoint_product(query: Tensor, key: Tensor, y: Tensor, plan: Plan, *, scale: float) -> Tensor:
+    """A^T Y, by the plan of A.
+
+    Args:
+        query: as for `product`.
+        key: as for `product`.
+        y: "... query probe".
+        plan: as for `product`.
+        scale: of the logits.
+
+    Returns:
+        "... key probe", as from `product`; zeros for a key that nobody sees.
+
+    Raises:
+        TypeError: as `product`.
+        ValueError: as `product`.
+    """
+    _, found = _multiply(query, key, y, plan, scale, forward=False, adjoint=True)
+    return found
+
+
+def gram_product(query: Tensor, key: Tensor, x: Tensor, plan: Plan, *, scale: float) -> tuple[Tensor, Tensor]:
+    """A X and A^T A X in one pass.
+
+    Args:
+        query: as for `product`.
+        key: as for `product`.
+        x: "... key probe".
+        plan: as for `product`.
+        scale: of the logits.
+
+    Returns:
+        A X, "... query probe", and A^T A X, "... key probe": to the last bit what `product`, and `adjoint_product` of
+        it, give.
+
+    Raises:
+        TypeError: as `product`.
+        ValueError: as `product`.
+    """
+    return _multiply(query, key, x, plan, scale, forward=True, adjoint=True)
+
+
+def row_statistics(query: Tensor, key: Tensor, plan: Plan, *, scale: float) -> RowStatistics:
+    """Sums, entropies and norms of the rows of A in one pass.
+
+    With t_ij = s_ij - max_k s_ik and z_i = sum of exp(t_ij) but for the largest, the entropy is
+    log1p(z_i) - sum_j t_ij exp(t_ij) / (1 + z_i). Its terms are all at least 0, so nothing cancels, and a row that is almost
+    one-hot keeps its digits, where in -sum p log p the largest p is rounded to 1. The squares of logits are
+    summed around the row's own mean.
+
+    Args:
+        query: as for `product`; float64 where more than six digits matter.
+        key: as for `product`.
+        plan: as for `product`.
+        scale: of the logits.
+
+    Returns:
+        The statistics, with the leading axes of the factors.
+
+    Raises:
+        TypeError: as `product`.
+        ValueError: as `product`.
+    """
+    _check(query, key, plan)
+    queries, keys = _matrices(query), _matrices(key)
+    count, rows, columns = len(queries), query.shape[-2], key.shape[-2]
+    found = {name: query.new_full((count, rows), torch.nan) for name in _ROW_NUMBERS}
+    sums = query.new_zeros(count, columns + 1)  # of the columns, and in the last place of all squares
+
+    def measure(index: int, run: Run) -> Tensor:
+        numbers = {name: values[index] for name, values in found.items()}
+        return _measure(_alone(queries[index]), _alone(keys[index]), run, scale, numbers)
+
+    _sum_runs(measure, plan, sums)
+    shape = query.shape[:-2]
+    return RowStatistics(
+        column_sums=sums[:, :columns].reshape(*shape, columns),
+        squared_norm=sums[:, columns].reshape(shape),
+        visible=torch.cat([_visible(call) for call in plan]).to(query.device),
+        **{name: values.reshape(*shape, rows) for name, values in found.items()},
+    )
+
+
+def _check(query: Tensor, key: Tensor, plan: Plan, probes: Tensor | None = None, *, forward: bool = True) -> None:
+    """Factors that fit each other and the plan, and probes that fit A, or A^T if not `forward`."""
+    tensors = [query, key] if probes is None else [query, key, probes]
+    if query.dtype not in (torch.float64, torch.float32) or any(tensor.dtype != query.dtype for tensor in tensors):
+        raise TypeError(
+            f"query, key and probes must all be float64 or all float32, got {[tensor.dtype for tensor in tensors]}. "
+            "Convert them to one of the two."
+        )
+    fits = min(query.dim(), key.dim()) >= 2 and all(tensor.device == query.device for tensor in tensors)
+    fits = fits and query.shape[:-2] == key.shape[:-2] and query.shape[-1] == key.shape[-1]
+    if fits and probes is not None:
+        fits = probes.shape[:-1] == (key if forward else query).shape[:-1]
+    if not fits:
+        raise ValueError(
+            "query, key and probes must be (..., query, feature), (..., key, feature) and, for A, (..., key, probe), for "
+            f"its transpose (..., query, probe), on one device, got {[tuple(tensor.shape) for tensor in tensors]} on "
+            f"{[str(tensor.device) for tensor in tensors]}. Expand the leading axes; cut the probes to the positions."
+        )
+    _check_plan(plan, query.shape[-2], key.shape[-2])
+
+
+# Products.
+
+
+def _multiply(
+    query: Tensor, key: Tensor, probes: Tensor, plan: Plan, scale: float, *, forward: bool, adjoint: bool
+) -> tuple[Tensor, Tensor]:
+    """A X if `forward`, and A^T of it, or of the probes themselves, if `adjoint`; what is not asked for is empty."""
+    _check(query, key, plan, probes, forward=forward)
+    queries, keys, given = _matrices(query), _matrices(key), _matrices(probes).mT.contiguous()
+    count, width, rows, columns = len(queries), given.shape[1], query.shape[-2], key.shape[-2]
+    mixed = query.new_empty(count, width if forward else 0, rows)
+    sums = query.new_zeros(count, width if adjoint else 0, columns)
+
+    def sweep(index: int, run: Run) -> Tensor:
+        target = mixed[index] if forward else None
+        return _sweep(
+            _alone(queries[index]), _alone(keys[index]), _alone(given[index]), run, scale, target, sums.shape[1]
+        )
+
+    _sum_runs(sweep, plan, sums)
+    shape = query.shape[:-2]
+    return (
+        mixed.mT.reshape(*shape, rows, mixed.shape[1]).contiguous(),
+        sums.mT.reshape(*shape, columns, sums.shape[1]).contiguous(),
+    )
+
+
+def _matrices(factor: Tensor) -> Tensor:
+    """One leading axis, and no gradients."""
+    return rearrange(factor.detach(), "... position feature -> (...) position feature")
+
+
+def _alone(matrix: Tensor) -> Tensor:
+    """A matrix in rows and in memory as if it had been allocated alone, copied only where it is not."""
+    if matrix.is_contiguous() and matrix.data_ptr() % ALIGNMENT == 0:
+        return matrix
+    return matrix.clone(memory_format=torch.contiguous_format)
+
+
+def _sweep(
+    query: Tensor, key: Tensor, given: Tensor, run: Run, scale: float, mixed: Tensor | None, width: int
+) -> Tensor:
+    """What the rows of a run give: X^T A^T in `mixed` "probe query", and a sum "probe key" of `width` probes returned."""
+    total = given.new_zeros(width, len(key))
+    for block, logits in _logit_blocks(query, key, run, scale):
+        attention = _softmax(logits, block)
+        columns = slice(*block.columns)
+        rows = slice(*block.rows)
+        if mixed is None:
+            seen = given[:, rows]
+        else:
+            seen = given[:, columns] @ attention.mT
+            mixed[:, rows] = seen
+        if width:
+            total[:, columns].addmm_(seen, attention)
+    return total
+
+
+def _logit_blocks(query: Tensor, key: Tensor, run: Run, scale: float) -> Iterator[tuple[FusedCall, Tensor]]:
+    """Each block with its logits "row column" before the mask, in memory that the next one takes over."""
+    memory = query.new_empty(max(_pairs(block) for block in run))
+    for block in run:
+        rows, columns = query[slice(*block.rows)], key[slice(*block.columns)]
+        logits = memory[: _pairs(block)].view(len(rows), len(columns))
+        yield block, torch.addmm(logits, rows, columns.mT, beta=0, alpha=scale, out=logits)
+
+
+def _hide(entries: Tensor, block: FusedCall, value: float) -> None:
+    """Write a value wherever a row of the block does not see a column: in a triangle beside its diagonal."""
+    if block.sees == "all":
+        return
+    rows = len(entries)
+    square = torch.ones(rows, rows, dtype=torch.bool, device=entries.device)
+    if block.sees == "past":
+        entries[:, -rows:].masked_fill_(square.triu_(1), value)
+    else:
+        entries[:, :rows].masked_fill_(square.tril_(-1), value)
+
+
+def _softmax(logits: Tensor, block: FusedCall) -> Tensor:
+    """Rows of A, in place of their logits; zeros where all visible logits are -inf."""
+    _hide(logits, block, -torch.inf)
+    blind = logits.amax(dim=-1, keepdim=True) == -torch.inf
+    attention = torch.softmax(logits, dim=-1, out=logits)
+    return attention.masked_fill_(blind, 0.0) if bool(blind.any()) else attention
+
+
+# Statistics.
+
+_ROW_NUMBERS: Final = ("log_sum_exp", "entropy", "diagonal", "previous", "diagonal_logit", "logit_squares")
+
+
+def _measure(query: Tensor, key: Tensor, run: Run, scale: float, numbers: dict[str, Tensor]) -> Tensor:
+    """Fill in the numbers of a run's rows; returns what they add to the column sums and to the sum of squares."""
+    total = query.new_zeros(len(key) + 1)
+    spare = query.new_empty(max(_pairs(block) for block in run))
+    for block, logits in _logit_blocks(query, key, run, scale):
+        rows = slice(*block.rows)
+        memory = spare[: _pairs(block)].view_as(logits)
+        numbers["logit_squares"][rows] = _logit_squares(logits, block, memory)
+        _hide(logits, block, -torch.inf)
+        if len(query) == len(key):
+            numbers["diagonal_logit"][rows] = _diagonal(logits, block, 0, -torch.inf)
+        weights, normalizer = _exponentials(logits, numbers["log_sum_exp"][rows], numbers["entropy"][rows], memory)
+        if len(query) == len(key):
+            numbers["diagonal"][rows] = _diagonal(weights, block, 0, 0.0) / normalizer
+            numbers["previous"][rows] = _diagonal(weights, block, 1, 0.0) / normalizer
+        total[slice(*block.columns)] += weights.mT @ normalizer.reciprocal()
+        total[-1] += (torch.linalg.vector_norm(weights, dim=-1) / normalizer).square().sum()
+    if run[0].rows[0] == 0:
+        numbers["previous"][0] = torch.nan
+    return total
+
+
+def _logit_squares(logits: Tensor, block: FusedCall, memory: Tensor) -> Tensor:
+    """Squares around the mean of what a row sees; overwrites the logits that it does not see, and `memory`."""
+    _hide(logits, block, 0.0)
+    mean = logits.sum(dim=-1) / _visible(block).to(logits)
+    centred = torch.sub(logits, rearrange(mean, "row -> row 1"), out=memory)
+    _hide(centred, block, 0.0)
+    norms: Tensor = torch.linalg.vector_norm(centred, dim=-1)
+    return norms.square()
+
+
+def _exponentials(logits: Tensor, log_sum_exp: Tensor, entropy: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    """exp(s_ij - max) in `memory` and its row sums, inf for a row of zeros; overwrites the logits, fills in the others."""
+    largest, place = logits.max(dim=-1, keepdim=True)
+    largest = largest.masked_fill(largest == torch.inf, torch.nan)
+    blind = largest == -torch.inf
+    logits.sub_(largest.masked_fill(blind, 0.0))
+    weights = torch.exp(logits, out=memory).scatter_(1, place, 0.0)
+    others = weights.sum(dim=-1)
+    normalizer = (1 + others).masked_fill_(blind[:, 0], torch.inf)
+    log_sum_exp.copy_(largest[:, 0] + others.log1p())
+    entropy.copy_(others.log1p() - logits.clamp_(min=NEGLIGIBLE).mul_(weights).sum(dim=-1) / normalizer)
+    return weights.scatter_(1, place, 1.0), normalizer
+
+
+def _diagonal(entries: Tensor, block: FusedCall, behind: int, unseen: float) -> Tensor:
+    """Entry (i, i - behind) for every row i of the block."""
+    found = entries.new_full((len(entries),), unseen)
+    offset = block.rows[0] - behind - block.columns[0]
+    inside = entries.diagonal(offset)
+    first = max(0, -offset)
+    found[first : first + len(inside)] = inside
+    return found
+
+
+# Which rows, and who computes them.
+
+
+def _runs(plan: Plan, device: torch.device) -> list[Run]:
+    """Blocks of rows in consecutive runs of about equal work; they depend on the plan and the kind of device alone."""
+    size = CPU_BLOCK_ROWS if device.type == "cpu" else CUDA_BLOCK_ROWS
+    blocks = [block for call in plan for block in _blocks(call, size)]
+    target = max(RUN_PAIRS, sum(map(_pairs, blocks)) / RUNS)
+    runs: list[list[FusedCall]] = [[]]
+    filled = 0
+    for block in blocks:
+        if filled >= target:
+            runs.append([])
+            filled = 0
+        runs[-1].append(block)
+        filled += _pairs(block)
+    return [tuple(run) for run in runs]
+
+
+def _blocks(call: FusedCall, size: int) -> Iterator[FusedCall]:
+    """The call in blocks of `size` rows, each over the columns that its rows see."""
+    for start in range(*call.rows, size):
+        stop = min(start + size, call.rows[1])
+        first = start if call.sees == "future" else call.columns[0]
+        last = stop if call.sees == "past" else call.columns[1]
+        yield FusedCall((start, stop), (first, last), call.sees)
+
+
+def _pairs(block: FusedCall) -> int:
+    return (block.rows[1] - block.rows[0]) * (block.columns[1] - block.columns[0])
+
+
+def _visible(call: FusedCall) -> Tensor:
+    """How many columns each row sees, "row", int64."""
+    positions = torch.arange(*call.rows)
+    first = positions if call.sees == "future" else torch.full_like(positions, call.columns[0])
+    last = positions + 1 if call.sees == "past" else torch.full_like(positions, call.columns[1])
+    return last - first
+
+
+def _sum_runs(work: Callable[[int, Run], Tensor], plan: Plan, sums: Tensor) -> None:
+    """sums[matrix] += work(matrix, run) for all runs of the plan in their order; on the CPU each by one of a pool."""
+    runs = _runs(plan, sums.device)
+    tasks = [partial(work, index, run) for index in range(len(sums)) for run in runs]
+    with _one_torch_thread(sums.device) as threads, ThreadPoolExecutor(max(1, min(threads, len(tasks)))) as pool:
+        parts = (task() for task in tasks) if threads == 1 or len(tasks) < 2 else pool.map(_call, tasks)
+        for number, part in enumerate(parts):
+            sums[number // len(runs)] += part
+
+
+def _call(task: Callable[[], Tensor]) -> Tensor:
+    return task()
+
+
+@contextmanager
+def _one_torch_thread(device: torch.device) -> Iterator[int]:
+    """On the CPU, torch set to one thread; yields how many threads may work instead."""
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    if threads == 1:
+        yield 1
+        return
+    with _THREADS_LOCK:
+        torch.set_num_threads(1)
+        try:
+            yield threads
+        finally:
+            torch.set_num_threads(threads)
