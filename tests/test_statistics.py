@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -11,9 +12,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from rankkit.statistics import (
+    LEVEL,
     Interval,
+    between_seeds,
     bootstrap_over_documents,
     clustered_standard_error,
+    clustered_t_test,
+    documents_needed,
+    holm,
     mean_interval,
     standard_error,
 )
@@ -114,6 +120,16 @@ def test_few_documents_get_a_t_interval_because_a_bootstrap_would_be_too_narrow(
     assert 0.92 <= inside / 400 <= 0.98  # a percentile bootstrap covers 69% here
 
 
+def test_the_interval_of_few_unequal_documents_covers_the_truth() -> None:
+    generator, documents = np.random.default_rng(2), np.repeat(np.arange(6), [16, 8, 4, 2, 1, 1])
+    inside = 0
+    for _ in range(1000):
+        values = generator.standard_normal(6)[documents] + generator.standard_normal(32)
+        found = bootstrap_over_documents(values, documents)
+        inside += found.lower <= 0 <= found.upper
+    assert inside / 1000 >= 0.93  # with the plain error and 5 degrees of freedom: 0.84
+
+
 def test_clustered_standard_error_is_that_of_document_means_where_documents_are_equal() -> None:
     values = np.random.default_rng(1).standard_normal(60)
     documents = np.repeat(np.arange(12), 5)
@@ -148,3 +164,193 @@ def test_no_seed_at_all_is_refused() -> None:
 def test_values_without_their_documents_are_refused(values: list[float], documents: list[int]) -> None:
     with pytest.raises(ValueError, match="values and documents must have one entry per sequence"):
         bootstrap_over_documents(values, documents)
+
+
+def test_an_interval_is_widened_on_both_sides_and_says_by_what() -> None:
+    found = interval(-1.0, 3.0).widened(0.5, "widened by brackets")
+    assert (found.mean, found.lower, found.upper) == (1.0, -1.5, 3.5)
+    assert found.kind == "paired t over seeds, widened by brackets"
+    assert interval(-1.0, 3.0).widened(0.0, "widened by brackets") == interval(-1.0, 3.0)
+
+
+@given(numbers)
+def test_between_seeds_is_the_root_mean_square_over_all_pairs(values: list[float]) -> None:
+    squares = [(a - b) ** 2 for a, b in combinations(values, 2)]
+    assert between_seeds(values) == pytest.approx(math.sqrt(np.mean(squares)), rel=1e-9, abs=1e-9)
+    assert between_seeds([*values, math.nan]) == between_seeds(values)
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [1.0, math.nan]])
+def test_between_seeds_of_one_seed_is_nan(values: list[float]) -> None:
+    assert math.isnan(between_seeds(values))
+
+
+def test_two_means_of_three_seeds_differ_by_between_seeds_over_the_root_of_three() -> None:
+    seeds = np.random.default_rng(3).normal(50, 4, size=(20_000, 2, 3))
+    apart = np.sqrt(np.mean(np.diff(seeds.mean(axis=2), axis=1) ** 2))
+    single = np.sqrt(np.mean([between_seeds(arm) ** 2 for arm in seeds[:2000, 0]]))
+    assert apart == pytest.approx(single / math.sqrt(3), rel=0.05)  # both are known to about 2%
+
+
+# One mean over sequences that come in documents.
+
+
+@settings(max_examples=30)
+@given(st.integers(2, 12), st.integers(1, 4), st.integers(0, 10**6))
+def test_clustered_t_test_is_scipys_on_document_means_where_documents_are_equal(k: int, size: int, seed: int) -> None:
+    values = np.random.default_rng(seed).normal(0.4, 1, size=(3, k, size))
+    order = np.random.default_rng(seed + 1).permutation(k * size)
+    found = clustered_t_test(values.reshape(3, -1)[:, order], np.repeat(np.arange(k) * 7, size)[order])
+    for row, of_document in enumerate(values.mean(axis=2)):
+        expected = stats.ttest_1samp(of_document, 0)
+        bounds = expected.confidence_interval(0.95)
+        assert found.mean[row] == pytest.approx(of_document.mean(), rel=1e-9)
+        assert found.p_value[row] == pytest.approx(expected.pvalue, rel=1e-6)
+        assert (found.lower[row], found.upper[row]) == pytest.approx((bounds.low, bounds.high), rel=1e-6)
+    assert found.documents.tolist() == [k] * 3
+
+
+def test_clustered_t_test_has_the_variance_and_the_degrees_of_freedom_of_bell_and_mccaffrey() -> None:
+    """The closed form against the matrices of the definition, for documents of 4, 2, 1 and 1 sequences."""
+    sizes = np.array([4, 2, 1, 1])
+    documents = np.repeat(np.arange(4), sizes)
+    values = np.random.default_rng(0).normal(0.5, 1, 8)
+    one, n = np.ones(8), 8
+    residuals = values - values.mean()
+    variance, columns = 0.0, []
+    for c in range(4):
+        inside = documents == c
+        leverage = np.eye(sizes[c]) - 1 / n  # I - H_cc of the regression on a constant
+        eigenvalues, vectors = np.linalg.eigh(leverage)
+        adjusted = vectors @ np.diag(eigenvalues**-0.5) @ vectors.T
+        variance += (np.ones(sizes[c]) @ adjusted @ residuals[inside] / n) ** 2
+        selects = np.zeros((sizes[c], n))
+        selects[:, inside] = np.eye(sizes[c])
+        columns.append((np.eye(n) - np.outer(one, one) / n) @ selects.T @ adjusted @ np.ones(sizes[c]) / n)
+    eigenvalues = np.linalg.eigvalsh(np.array(columns) @ np.array(columns).T)
+    degrees = eigenvalues.sum() ** 2 / (eigenvalues**2).sum()
+    found = clustered_t_test(values, documents)
+    assert float(found.upper - found.mean) == pytest.approx(stats.t.ppf(0.975, degrees) * math.sqrt(variance))
+    assert float(found.p_value) == pytest.approx(2 * stats.t.sf(values.mean() / math.sqrt(variance), degrees))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "of_document"),
+    [([16, 8, 4, 2, 1, 1], 0.5), ([10, *[1] * 22], 0.5), ([6, 5, 4, 3, 2, 2, 2, 2, *[1] * 6], 0.0)],
+)
+def test_clustered_t_test_rejects_about_5_in_100_true_nulls_where_documents_are_unequal(
+    sizes: list[int], of_document: float
+) -> None:
+    generator, k, n = np.random.default_rng(5), len(sizes), sum(sizes)
+    documents = np.repeat(np.arange(k), sizes)
+    shared = generator.standard_normal((20_000, k))[:, documents]
+    values = math.sqrt(of_document) * shared + math.sqrt(1 - of_document) * generator.standard_normal((20_000, n))
+    rejected = np.mean(clustered_t_test(values, documents).p_value <= LEVEL)
+    assert 0.035 <= rejected <= 0.065  # the plain error with k - 1 degrees of freedom: 16, 10 and 6.2 in 100
+
+
+def test_clustered_t_test_leaves_out_what_is_nan() -> None:
+    documents = np.array([0, 0, 1, 2, 2, 3])
+    values = np.array([1.0, 2.0, np.nan, 0.5, np.nan, 4.0])
+    kept = ~np.isnan(values)
+    found, expected = clustered_t_test(values, documents), clustered_t_test(values[kept], documents[kept])
+    assert float(found.p_value) == pytest.approx(float(expected.p_value), rel=1e-12)
+    assert float(found.lower) == pytest.approx(float(expected.lower), rel=1e-12)
+    assert int(found.documents) == 3
+    nothing = clustered_t_test([np.nan] * 3, [0, 1, 2])
+    assert math.isnan(nothing.mean)
+    assert math.isnan(nothing.p_value)
+    assert int(nothing.documents) == 0
+
+
+def test_one_document_tests_nothing_and_equal_values_are_certain() -> None:
+    alone = clustered_t_test([1.0, 2.0], [7, 7])
+    assert float(alone.mean) == 1.5
+    assert math.isnan(alone.p_value)
+    assert math.isnan(alone.lower)
+    found = clustered_t_test([[0.0] * 4, [2.0] * 4], [0, 0, 1, 2])
+    assert found.p_value.tolist() == [1.0, 0.0]
+    assert (found.lower.tolist(), found.upper.tolist()) == ([0.0, 2.0], [0.0, 2.0])
+
+
+@pytest.mark.parametrize(("values", "documents"), [([], []), ([1.0], []), ([[1.0, 2.0]], [0])])
+def test_sequences_without_their_documents_are_refused(values: list[float], documents: list[int]) -> None:
+    with pytest.raises(ValueError, match="values must have one entry per sequence on their last axis, got shape"):
+        clustered_t_test(values, documents)
+
+
+# Many tests.
+
+p_lists = st.lists(st.floats(0, 1), min_size=1, max_size=20)
+
+
+def test_holm_of_the_example_worked_by_hand() -> None:
+    # In order 0.005 * 4, 0.01 * 3, 0.03 * 2, 0.04 * 1 = 0.02, 0.03, 0.06, 0.04, and the last may not fall below 0.06.
+    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02], rtol=1e-12)
+
+
+@given(p_lists)
+def test_holm_only_raises_keeps_the_order_and_lies_between_no_correction_and_bonferroni(p: list[float]) -> None:
+    given_p, found = np.array(p), holm(p)
+    assert (found >= given_p).all()
+    assert (found <= np.minimum(1, len(p) * given_p)).all()
+    order = np.argsort(given_p, kind="stable")
+    assert (np.diff(found[order]) >= 0).all()
+    assert found[order[0]] == min(1, len(p) * given_p[order[0]])
+
+
+@given(p_lists, st.integers(0, 10**6))
+def test_holm_does_not_depend_on_the_order_nor_on_the_shape(p: list[float], seed: int) -> None:
+    order = np.random.default_rng(seed).permutation(len(p))
+    np.testing.assert_array_equal(holm(np.array(p)[order]), holm(p)[order])
+    np.testing.assert_array_equal(holm(np.array(p)[:, None]), holm(p)[:, None])
+
+
+@given(p_lists, st.sampled_from([0.01, 0.05, 0.5]))
+def test_holm_calls_what_the_step_down_procedure_calls(p: list[float], level: float) -> None:
+    called = set()
+    for step, index in enumerate(np.argsort(p, kind="stable").tolist()):
+        if not (len(p) - step) * p[index] <= level:
+            break
+        called.add(index)
+    assert set(np.flatnonzero(holm(p) <= level).tolist()) == called
+
+
+@given(p_lists)
+def test_what_was_not_tested_is_no_part_of_the_family(p: list[float]) -> None:
+    found = holm([math.nan, *p, math.nan])
+    np.testing.assert_array_equal(found, [math.nan, *holm(p).tolist(), math.nan])
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.7])
+@pytest.mark.parametrize("effects", [0, 8])
+def test_holm_makes_a_false_call_in_at_most_5_of_100_families(correlation: float, effects: int) -> None:
+    """Of 16 heads, `effects` with a real one; the others null, independent or moving together."""
+    generator, trials = np.random.default_rng(7), 4000
+    shared, own = generator.standard_normal((trials, 1)), generator.standard_normal((trials, 16))
+    z = math.sqrt(correlation) * shared + math.sqrt(1 - correlation) * own
+    z[:, :effects] += 6.0
+    p = 2 * stats.norm.sf(np.abs(z))
+    adjusted = np.array([holm(row) for row in p])
+    false = np.mean((adjusted[:, effects:] <= LEVEL).any(axis=1))
+    assert false <= LEVEL + 3 * math.sqrt(LEVEL * (1 - LEVEL) / trials)
+    assert np.mean((p[:, effects:] <= LEVEL).any(axis=1)) > 0.15  # without a correction
+    if effects:
+        assert (adjusted[:, :effects] <= LEVEL).mean() > 0.95  # and it still finds what is there
+
+
+@pytest.mark.parametrize("p", [[-0.1], [0.2, 1.1], [math.inf]])
+def test_what_is_no_probability_is_refused(p: list[float]) -> None:
+    with pytest.raises(ValueError, match="p_values must be between 0 and 1, got"):
+        holm(p)
+
+
+@given(st.integers(1, 5000))
+def test_documents_needed_are_the_fewest_whose_signs_could_survive_holm(comparisons: int) -> None:
+    k = documents_needed(comparisons)
+    assert comparisons * 2.0 ** (1 - k) <= LEVEL < comparisons * 2.0 ** (2 - k)
+
+
+def test_documents_needed_for_no_comparison_is_refused() -> None:
+    with pytest.raises(ValueError, match="comparisons must be at least 1, got 0"):
+        documents_needed(0)
