@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["AXES", "REGIONS", "SPECTRUM_AXES"]
+__all__ = ["AXES", "LAYER_AXES", "REGIONS", "SPECTRUM_AXES"]
 
 AXES: Final = (
     "arm",
@@ -16,14 +16,27 @@ AXES: Final = (
     "layer",
     "head",
     "component",
+    "output_component",
+    "kept_rank",
+    "cut",
     "query",
     "key",
     "feature",
 )
-"""Every axis that rankkit names, in the order in which arrays carry them."""
+"""Every axis that rankkit names, in the order in which arrays carry them.
+
+`kept_rank`, not rank: pandas and xarray have a method of that name.
+"""
 
 SPECTRUM_AXES: Final = ("seed", "step", "region", "applied_mask", "sequence", "layer", "head")
 """The axes of one number per attention matrix; singular values add `component`."""
 
-REGIONS: Final = ("full", "prefix_block")
-"""Parts of an attention matrix that are measured: all of it, and its first p rows and columns."""
+LAYER_AXES: Final = ("seed", "step", "sequence", "layer")
+"""The axes of one number per layer's output; its singular values add `output_component`."""
+
+REGIONS: Final = ("full", "prefix_block", "first_key_removed", "prefix_block_first_key_removed")
+"""Parts of an attention matrix that are measured.
+
+All of it; its first p rows and columns; and each of the two for the queries and keys after the first, with the mask
+restricted (the softmax is taken without the first key, the usual sink).
+"""

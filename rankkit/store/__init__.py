@@ -3,9 +3,11 @@
 Importing this package imports h5py and sets HDF5_PLUGIN_PRELOAD (see rankkit.store.hdf5).
 """
 
+from rankkit.store.consistency import Spectra
 from rankkit.store.datasets import SEQUENCES_PER_CHUNK
+from rankkit.store.functional import CutLosses
 from rankkit.store.groups import GroupWriter
-from rankkit.store.layout import GroupLayout, Slab
+from rankkit.store.layout import GroupLayout
 from rankkit.store.reader import (
     ComparisonDescription,
     FileDescription,
@@ -15,23 +17,30 @@ from rankkit.store.reader import (
     read_group,
     read_root,
 )
-from rankkit.store.schema import METHODS, SCHEMA_VERSION, STATUSES, MeasureDescription, Variable
+from rankkit.store.schema import BASELINES, CUTS, METHODS, SCHEMA_VERSION, STATUSES
+from rankkit.store.slabs import LayerSlab, Slab
+from rankkit.store.variables import MeasureDescription, Variable
 from rankkit.store.verification import verify
 from rankkit.store.writer import SpectrumWriter
 
 __all__ = [
+    "BASELINES",
+    "CUTS",
     "METHODS",
     "SCHEMA_VERSION",
     "SEQUENCES_PER_CHUNK",
     "STATUSES",
     "ComparisonDescription",
+    "CutLosses",
     "FileDescription",
     "GroupDescription",
     "GroupLayout",
     "GroupWriter",
+    "LayerSlab",
     "MeasureDescription",
     "Root",
     "Slab",
+    "Spectra",
     "SpectrumWriter",
     "Variable",
     "describe",

@@ -6,7 +6,7 @@ every stored one, so a file that was written is a file that verifies.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -15,49 +15,99 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankkit.axes import REGIONS, SPECTRUM_AXES
+from rankkit.store.ranges import ROUNDING, measure_range
 from rankkit.store.schema import (
     APPLIED_MASKS,
     AXIS_VARIABLES,
     BOUNDS,
+    CUTS,
     MEASURE_ORDER,
     METHODS,
+    METHODS_OF_ESTIMATES,
+    SHAPE_DEPENDENT,
     STATUSES,
-    measure_range,
 )
+from rankkit.store.variables import LAYER_OUTPUT
 
-__all__ = ["Cells", "Recompute", "cell_name", "contradictions", "violations"]
+__all__ = [
+    "Cells",
+    "Recompute",
+    "Spectra",
+    "Violation",
+    "cell_name",
+    "contradictions",
+    "layer_violations",
+    "violations",
+]
 
-Recompute = Mapping[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]]
-"""Measures that are functions of the singular values alone: "... component" to "...", by name."""
-
-_ROUNDING = 1e-9  # relative; sums of at most 1e5 float64 values differ by less, whatever the order of summation
 _EXACT = [STATUSES.index("ok"), STATUSES.index("degenerate")]
+_ESTIMATED = STATUSES.index("estimated")
 _FAILED = STATUSES.index("failed")
+_METHODS_OF_ESTIMATES = [METHODS.index(name) for name in METHODS_OF_ESTIMATES]
 _ALLOWED: Mapping[str, tuple[Any, ...]] = {
     "region": REGIONS,
     "applied_mask": APPLIED_MASKS,
     "bound": BOUNDS,
+    "cut": CUTS,
     "valid_row": (0, 1),
     "untrained": (0, 1),
 }
 _AT_MOST = {"prefix_length": "key", "columns": "key", "rows": "query"}  # sizes, and the axis they are counted along
+_AT_LEAST = {"document": 0, "kept_rank": 1}
+
+Recompute = Mapping[str, Callable[["Spectra"], NDArray[np.float64]]]
+"""Measures of a spectrum by name: from whole spectra of one length, "matrix component" without nan, to "matrix".
+
+They may read rows, columns and floor_arithmetic too, "matrix" each; those of `Spectra` have no measures.
+"""
 
 Violation = tuple[str, NDArray[np.bool_]]
 """A claim in words, and the matrices "..." that break it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Cells:
-    """The numbers of a block of attention matrices; every array but the first is "..."."""
+class Spectra:
+    """The singular values of a block of matrices and what was measured of them; every array but the first is "..."."""
 
     singular_values: NDArray[np.float64]
     """"... component"."""
-    rank: NDArray[np.int64]
-    """min(rows, columns)."""
+    rows: NDArray[np.int64]
+    """Rows of the matrix."""
     columns: NDArray[np.int64]
     """Columns of the matrix."""
     floor_arithmetic: NDArray[np.float64]
     """Noise floor of the method."""
+    measures: Mapping[str, NDArray[np.float64]]
+    """By name."""
+    rows_sum_to_one: bool
+    """Whether these are attention matrices, so that ranges of attention hold."""
+
+    @property
+    def rank(self) -> NDArray[np.int64]:
+        """min(rows, columns): how many singular values there are."""
+        return np.minimum(self.rows, self.columns)
+
+    @property
+    def count(self) -> NDArray[np.int64]:
+        """How many singular values are known."""
+        return np.asarray(np.count_nonzero(~np.isnan(self.singular_values), axis=-1))
+
+    def spectra_of(self, chosen: NDArray[np.bool_], length: int) -> Spectra:
+        """The first `length` singular values of the chosen matrices, "matrix component", without measures."""
+        return Spectra(
+            singular_values=np.ascontiguousarray(self.singular_values[chosen][:, :length]),
+            rows=self.rows[chosen],
+            columns=self.columns[chosen],
+            floor_arithmetic=self.floor_arithmetic[chosen],
+            measures={},
+            rows_sum_to_one=self.rows_sum_to_one,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Cells(Spectra):
+    """The numbers of a block of attention matrices."""
+
     floor_model: NDArray[np.float64]
     """Noise floor of the model's arithmetic."""
     resolved: NDArray[np.int32]
@@ -68,8 +118,10 @@ class Cells:
     """Index into schema.METHODS."""
     status: NDArray[np.int8]
     """Index into schema.STATUSES."""
-    measures: Mapping[str, NDArray[np.float64]]
-    """By name."""
+    brackets: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
+    """Lower and upper ends by measure."""
+    errors: Mapping[str, NDArray[np.float64]]
+    """By measure."""
 
     @property
     def exact(self) -> NDArray[np.bool_]:
@@ -77,9 +129,13 @@ class Cells:
         return np.isin(self.status, _EXACT)
 
 
-def cell_name(labels: Mapping[str, Sequence[object] | NDArray[Any]], index: Sequence[int]) -> str:
-    """One attention matrix in words, such as "seed 0, step 500, region full, ..., head 1"."""
-    return ", ".join(f"{axis} {labels[axis][i]}" for axis, i in zip(SPECTRUM_AXES, index, strict=True))
+def cell_name(
+    labels: Mapping[str, Sequence[object] | NDArray[Any]],
+    index: Iterable[int],
+    axes: Sequence[str] = SPECTRUM_AXES,
+) -> str:
+    """One attention matrix, or a cell of other axes, in words: "seed 0, step 500, region full, ..., head 1"."""
+    return ", ".join(f"{axis} {labels[axis][i]}" for axis, i in zip(axes, index, strict=True))
 
 
 def contradictions(variables: Mapping[str, NDArray[Any]]) -> Iterator[str]:
@@ -105,10 +161,16 @@ def contradictions(variables: Mapping[str, NDArray[Any]]) -> Iterator[str]:
         least, greatest, limit = variables[name].min(), variables[name].max(), variables[_AT_MOST[name]].size
         if least < 0 or greatest > limit:
             yield f"{name} must be between 0 and {limit} ({_AT_MOST[name]} positions), got {least} to {greatest}"
+    for name in (name for name in _AT_LEAST if name in variables):
+        if variables[name].min() < _AT_LEAST[name]:
+            yield f"{name} must be at least {_AT_LEAST[name]}, got {variables[name].min()}"
+    if "output_component" in variables and variables["output_component"].size > variables["query"].size:
+        limit, size = variables["query"].size, variables["output_component"].size
+        yield f"output_component must have at most {limit} entries, one per position, got {size}"
     if "component" in variables:
         longest = max(1, np.minimum(variables["rows"], variables["columns"]).max())
-        if variables["component"].size != longest:
-            yield f"component must have {longest} entries, as the largest matrix, got {variables['component'].size}"
+        if variables["component"].size > longest:
+            yield f"component must have at most {longest} entries, as the largest matrix, got {variables['component'].size}"
 
 
 def violations(cells: Cells, recompute: Recompute) -> Iterator[Violation]:
@@ -116,19 +178,47 @@ def violations(cells: Cells, recompute: Recompute) -> Iterator[Violation]:
 
     Args:
         cells: a block of matrices.
-        recompute: measures to compute again from the stored singular values; those the block lacks are skipped.
+        recompute: measures to compute again from the stored spectra; those the block lacks are skipped.
 
     Yields:
         The claim, and "...", bool, true where it fails; only claims that fail somewhere.
     """
-    for claims in (_flags(cells), _spectrum(cells), _floors(cells), _ranges(cells), _order(cells)):
-        yield from ((claim, broken) for claim, broken in claims if broken.any())
-    yield from ((claim, broken) for claim, broken in _recomputed(cells, recompute) if broken.any())
+    groups = (_flags, _spectrum, _completeness, _floors, _ranges, _order, _brackets, _errors)
+    for claims in groups:
+        yield from ((claim, broken) for claim, broken in claims(cells) if broken.any())
+    yield from ((claim, broken) for claim, broken in _recomputed(cells, cells.exact, recompute) if broken.any())
+
+
+def layer_violations(spectra: Spectra, recompute: Recompute) -> Iterator[Violation]:
+    """The same for the outputs of layers, whose spectra are whole or, where they could not be computed, absent.
+
+    Args:
+        spectra: a block of layer outputs.
+        recompute: as for `violations`.
+
+    Yields:
+        The claim, and "...", bool, true where it fails; only claims that fail somewhere.
+    """
+    known = spectra.count == spectra.rank
+    known_shape = {name: function for name, function in recompute.items() if name not in SHAPE_DEPENDENT}
+    floor = spectra.floor_arithmetic
+    checks = (
+        *_spectrum(spectra),
+        ("singular_values must be complete or all nan", (spectra.count > 0) & ~known),
+        ("floor_arithmetic must not be negative or infinite", (floor < 0) | np.isinf(floor)),
+        ("floor_arithmetic must be known where singular values are", known & np.isnan(floor)),
+        *_ranges(spectra),
+        *_order(spectra),
+        *_recomputed(spectra, known, known_shape),
+    )
+    yield from ((f"{LAYER_OUTPUT}{claim}", broken) for claim, broken in checks if broken.any())
 
 
 def _flags(cells: Cells) -> Iterator[Violation]:
     yield f"method must be a code from 0 to {len(METHODS) - 1}", ~np.isin(cells.method, range(len(METHODS)))
     yield f"status must be a code from 0 to {len(STATUSES) - 1}", ~np.isin(cells.status, range(len(STATUSES)))
+    whole = (cells.status == _ESTIMATED) & ~np.isin(cells.method, _METHODS_OF_ESTIMATES)
+    yield f"method must be {' or '.join(METHODS_OF_ESTIMATES)} where status is estimated", whole
 
 
 def _anywhere(broken: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -136,17 +226,20 @@ def _anywhere(broken: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.asarray(broken.any(axis=-1))
 
 
-def _spectrum(cells: Cells) -> Iterator[Violation]:
-    values = cells.singular_values
+def _spectrum(spectra: Spectra) -> Iterator[Violation]:
+    values = spectra.singular_values
     known = ~np.isnan(values)
-    count = np.count_nonzero(known, axis=-1)
     with np.errstate(invalid="ignore"):  # nan compares false, which is what is wanted
         yield "singular_values must be finite and not negative", _anywhere((values < 0) | np.isinf(values))
         yield "singular_values must not increase along component", _anywhere(values[..., 1:] > values[..., :-1])
     yield "singular_values must have no gap of nan", _anywhere(known[..., 1:] & ~known[..., :-1])
-    yield "singular_values must be nan past min(rows, columns)", count > cells.rank
-    yield "singular_values must be complete where status is ok or degenerate", cells.exact & (count < cells.rank)
-    yield "singular_values must be nan where status is failed", (cells.status == _FAILED) & (count > 0)
+    yield "singular_values must be nan past min(rows, columns)", spectra.count > spectra.rank
+
+
+def _completeness(cells: Cells) -> Iterator[Violation]:
+    short = cells.exact & (cells.count < cells.rank)
+    yield "singular_values must be complete where status is ok or degenerate", short
+    yield "singular_values must be nan where status is failed", (cells.status == _FAILED) & (cells.count > 0)
 
 
 def _floors(cells: Cells) -> Iterator[Violation]:
@@ -158,35 +251,57 @@ def _floors(cells: Cells) -> Iterator[Violation]:
             yield f"{floor_name} must not be negative or infinite", (floor < 0) | np.isinf(floor)
         yield f"{floor_name} must be known where status is ok or degenerate", cells.exact & np.isnan(floor)
         yield f"{count_name} must be the number of singular values above {floor_name}", above != count
+    blind = (cells.status == _ESTIMATED) & (cells.count > 0) & np.isnan(cells.floor_arithmetic)
+    yield "floor_arithmetic must be the largest residual where status is estimated", blind
 
 
-def _ranges(cells: Cells) -> Iterator[Violation]:
-    for name, values in cells.measures.items():
-        limits = measure_range(name)
-        if limits is None:
-            continue
-        upper = limits.greatest(cells.rank, cells.columns)
-        with np.errstate(invalid="ignore"):
-            outside = (values < limits.lower - _ROUNDING) | (values > upper + _ROUNDING * np.maximum(upper, 1))
-        yield f"{name} must be between {limits.lower:g} and {limits.upper}", outside
+def _ranges(spectra: Spectra) -> Iterator[Violation]:
+    yield from (_range(spectra, name, name, values) for name, values in spectra.measures.items())
 
 
-def _order(cells: Cells) -> Iterator[Violation]:
-    present = [name for name in MEASURE_ORDER if name in cells.measures]
+def _range(spectra: Spectra, name: str, measure: str, values: NDArray[np.float64]) -> Violation:
+    limits = measure_range(measure)
+    if limits is None:
+        return f"{name} may be anything", np.zeros(values.shape, dtype=np.bool_)
+    outside = limits.excludes(values, spectra.rank, spectra.columns, rows_sum_to_one=spectra.rows_sum_to_one)
+    return f"{name} must be {limits}", outside
+
+
+def _order(spectra: Spectra) -> Iterator[Violation]:
+    present = [name for name in MEASURE_ORDER if name in spectra.measures]
     for smaller, larger in pairwise(present):
         with np.errstate(invalid="ignore"):
-            broken = cells.measures[smaller] > cells.measures[larger] * (1 + _ROUNDING)
+            broken = spectra.measures[smaller] > spectra.measures[larger] * (1 + ROUNDING)
         yield f"{smaller} must be at most {larger}", broken
 
 
-def _recomputed(cells: Cells, recompute: Recompute) -> Iterator[Violation]:
-    whole = cells.exact & (np.isfinite(cells.singular_values).sum(axis=-1) == cells.rank)
-    for name in sorted(set(recompute) & set(cells.measures)):
-        stored, broken = cells.measures[name], np.zeros(cells.rank.shape, dtype=np.bool_)
-        for rank in np.unique(cells.rank[cells.rank > 0]):
-            chosen = whole & (cells.rank == rank)
-            if not chosen.any():
-                continue
-            again = recompute[name](np.ascontiguousarray(cells.singular_values[chosen][:, :rank]))
-            broken[chosen] = ~np.isclose(stored[chosen], again, rtol=_ROUNDING, atol=0, equal_nan=True)
+def _brackets(cells: Cells) -> Iterator[Violation]:
+    """An estimate is a bracket and nothing else; no order between measures is asked of ends that may miss, 1 in 20."""
+    for name, (lower, upper) in cells.brackets.items():
+        given = ~np.isnan(lower)
+        yield f"{name}_lower and {name}_upper must be known together", given != ~np.isnan(upper)
+        with np.errstate(invalid="ignore"):
+            yield f"{name}_lower must be at most {name}_upper", lower > upper
+        for end, values in ((f"{name}_lower", lower), (f"{name}_upper", upper)):
+            yield _range(cells, end, name, values)
+        yield f"{name}_lower must be nan where status is not estimated", given & (cells.status != _ESTIMATED)
+        yield f"{name} must be nan where it is estimated", given & ~np.isnan(cells.measures[name])
+
+
+def _errors(cells: Cells) -> Iterator[Violation]:
+    for name, error in cells.errors.items():
+        with np.errstate(invalid="ignore"):
+            yield f"{name}_error must be at least 0 and finite", (error < 0) | np.isinf(error)
+        yield f"{name}_error must be nan where {name} is", ~np.isnan(error) & np.isnan(cells.measures[name])
+
+
+def _recomputed(spectra: Spectra, exact: NDArray[np.bool_], recompute: Recompute) -> Iterator[Violation]:
+    rank, whole = spectra.rank, exact & (np.isfinite(spectra.singular_values).sum(axis=-1) == spectra.rank)
+    for name in sorted(set(recompute) & set(spectra.measures)):
+        stored, broken = spectra.measures[name], np.zeros(rank.shape, dtype=np.bool_)
+        for length in np.unique(rank[rank > 0]):
+            chosen = whole & (rank == length)
+            if chosen.any():
+                again = recompute[name](spectra.spectra_of(chosen, length))
+                broken[chosen] = ~np.isclose(stored[chosen], again, rtol=ROUNDING, atol=0, equal_nan=True)
         yield f"{name} must be what its singular values give", broken

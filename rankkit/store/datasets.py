@@ -1,4 +1,4 @@
-"""Creating datasets: type, chunks, filters, attributes and axes, the same way everywhere."""
+"""Datasets: their type, chunks, filters, attributes and axes, the same way everywhere."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rankkit.axes import SPECTRUM_AXES
 from rankkit.store.hdf5 import h5py, sha256_of_strings
-from rankkit.store.schema import AXIS_VARIABLES, Variable
+from rankkit.store.schema import AXIS_VARIABLES
+from rankkit.store.variables import Variable
 
-__all__ = ["SEQUENCES_PER_CHUNK", "create_axes", "create_dataset", "set_attributes"]
+__all__ = ["SEQUENCES_PER_CHUNK", "create_axes", "create_dataset", "has_type", "set_attributes"]
 
 SEQUENCES_PER_CHUNK = 8
 """Sequences whose singular values share a chunk: slabs of a multiple of 8 sequences are compressed once, at 512 keys a
 chunk has 32 KiB, and one layer and head is read without touching another."""
 
+_ALONE = ("seed", "step", "region", "applied_mask", "layer")  # axes along which a chunk of results holds one entry
 _CHUNK_BYTES = 1 << 20  # at most: HDF5 reads and checks whole chunks
 _CACHE_BYTES = 32 << 20  # per variable: keeps unfinished chunks of narrower slabs until their last sequence arrives
 _CACHE_SLOTS_PER_CHUNK = 10  # chunks that share a hash slot push each other out; HDF5 advises 10 to 100
@@ -69,14 +70,21 @@ def create_dataset(
     return dataset
 
 
+def has_type(dataset: h5py.Dataset, variable: Variable) -> bool:
+    """Whether a dataset is of the type that `create_dataset` gives it."""
+    if variable.dtype == "string":
+        return h5py.check_string_dtype(dataset.dtype) is not None
+    return bool(dataset.dtype == np.dtype(variable.dtype).newbyteorder("<"))
+
+
 def _chunking(variable: Variable, shape: tuple[int, ...]) -> dict[str, Any]:
     """Chunk shape and cache: a layer of one arm is alone in its chunks, and unfinished chunks stay in memory."""
-    alone: set[str] = set()
-    if variable.dimensions[: len(SPECTRUM_AXES)] == SPECTRUM_AXES:
-        alone = set(SPECTRUM_AXES) - {"sequence", "head"}
-        alone |= {"head"} if "component" in variable.dimensions else set()
+    axes = set(variable.dimensions)
+    in_slabs = {"seed", "step", "layer"} <= axes
+    of_spectra = in_slabs and bool({"component", "output_component"} & axes)
+    alone = {*(_ALONE if in_slabs else ()), *(("head",) if of_spectra else ())}
     chunk = [1 if axis in alone else size for axis, size in zip(variable.dimensions, shape, strict=True)]
-    if "head" in alone:
+    if of_spectra:
         sequence = variable.dimensions.index("sequence")
         chunk[sequence] = min(chunk[sequence], SEQUENCES_PER_CHUNK)
     itemsize = np.dtype(variable.dtype).itemsize

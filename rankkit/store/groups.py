@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rankkit.axes import SPECTRUM_AXES
+from rankkit.axes import LAYER_AXES, SPECTRUM_AXES
 from rankkit.errors import SpectrumFileError
 from rankkit.store import schema
-from rankkit.store.consistency import Cells, cell_name, violations
+from rankkit.store.consistency import Cells, Spectra, Violation, layer_violations, violations
 from rankkit.store.datasets import create_axes, create_dataset, set_attributes
+from rankkit.store.grid import Grid
 from rankkit.store.hdf5 import h5py
-from rankkit.store.layout import GroupLayout, Slab
+from rankkit.store.layout import GroupLayout
 from rankkit.store.output import HDF5Output
+from rankkit.store.slabs import LayerSlab, Slab
+from rankkit.store.variables import LAYER_OUTPUT
 
-__all__ = ["GroupWriter", "create_group"]
+__all__ = ["GroupWriter", "create_group", "require_group"]
+
+Selection = tuple[int | slice, ...]
 
 
 class GroupWriter:
@@ -30,8 +35,8 @@ class GroupWriter:
         self._name = name
         self._layout = layout
         self._datasets = datasets
-        self._sizes = {axis: len(labels) for axis, labels in layout.labels.items()}
-        self._written = np.zeros([self._sizes[axis] for axis in SPECTRUM_AXES], dtype=np.bool_)
+        self._matrices = Grid(SPECTRUM_AXES, layout.labels)
+        self._layers = Grid(LAYER_AXES, layout.labels)
 
     def write(self, index: Mapping[str, int | slice], values: Slab) -> None:
         """Write the results of one block of attention matrices.
@@ -46,119 +51,164 @@ class GroupWriter:
             SpectrumFileError: the numbers contradict one another, as `verify` would find.
             StorageError: the file system refuses.
         """
-        selection = tuple(self._position(axis, index.get(axis, slice(None))) for axis in SPECTRUM_AXES)
-        unknown = sorted(set(index) - set(SPECTRUM_AXES))
-        if unknown:
-            raise ValueError(f"index must name axes among {', '.join(SPECTRUM_AXES)}, got {unknown[0]!r}. Remove it.")
-        if self._written[selection].any():
-            raise ValueError(
-                f"index must name cells that are not written yet, got {dict(index)!r}. Write each cell once."
-            )
+        selection = self._matrices.select(index)
         cells = self._cells(selection, values)
-        for claim, broken in violations(cells, {}):
-            raise SpectrumFileError(
-                f"{self._name}: {claim}, got {int(broken.sum())} matrices that break it, the first at "
-                f"{self._cell(np.argwhere(self._mask(selection, broken))[0])}. Check what was measured."
+        self._refuse(violations(cells, {}), self._matrices, selection, "matrices")
+        names = [v.name for v in schema.GROUP_VARIABLES if v.dimensions[: len(SPECTRUM_AXES)] == SPECTRUM_AXES]
+        arrays = {name: getattr(cells, name) for name in names} | dict(cells.measures)
+        arrays |= {f"{name}_lower": lower for name, (lower, _) in cells.brackets.items()}
+        arrays |= {f"{name}_upper": upper for name, (_, upper) in cells.brackets.items()}
+        arrays |= {f"{name}_error": error for name, error in cells.errors.items()}
+        self._store(self._matrices, selection, arrays)
+
+    def write_layer_output(self, index: Mapping[str, int | slice], values: LayerSlab) -> None:
+        """Write the results of one block of layer outputs.
+
+        Args:
+            index: as for `write`, along the axes of LAYER_AXES.
+            values: arrays over the axes that `index` does not fix to one number, in the order of LAYER_AXES.
+
+        Raises:
+            ValueError: the group has no layer outputs; or as `write`.
+            SpectrumFileError: the numbers contradict one another, as `verify` would find.
+            StorageError: the file system refuses.
+        """
+        if self._layout.output_components is None:
+            raise ValueError(
+                f"{self._name} must have layer outputs in its layout, got none. Give output_components to GroupLayout."
             )
-        arrays = {name: getattr(cells, name) for name in self._datasets if name not in cells.measures} | dict(
-            cells.measures
+        selection = self._layers.select(index)
+        shape = self._layers.shape(selection)
+        _check_names("layer measures", values.measures, self._layout.layer_measures)
+        spectra = self._outputs(shape, values)
+        self._refuse(layer_violations(spectra, {}), self._layers, selection, "layer outputs")
+        arrays = {name: getattr(spectra, name) for name in ("singular_values", "floor_arithmetic")} | dict(
+            spectra.measures
         )
-
-        def store(_: h5py.File) -> None:
-            for name, dataset in self._datasets.items():
-                dataset[selection] = arrays[name]
-
-        self._output.run(store)
-        self._written[selection] = True
+        self._store(self._layers, selection, {f"{LAYER_OUTPUT}{name}": array for name, array in arrays.items()})
 
     def first_unwritten(self) -> str | None:
         """The first cell that nothing was written to, in words, or None."""
-        missing = np.flatnonzero(~self._written)
-        return None if missing.size == 0 else self._cell(np.unravel_index(missing[0], self._written.shape))
+        missing = self._matrices.first_unwritten()
+        if missing is None and self._layout.output_components is not None:
+            layer = self._layers.first_unwritten()
+            missing = None if layer is None else f"the layer output of {layer}"
+        return missing
 
-    def _cell(self, index: Sequence[Any] | NDArray[Any]) -> str:
-        return cell_name(self._layout.labels, [int(i) for i in index])
-
-    def _mask(self, selection: tuple[int | slice, ...], broken: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        mask = np.zeros_like(self._written)
-        mask[selection] = broken
-        return mask
-
-    def _position(self, axis: str, position: int | slice) -> int | slice:
-        size = self._sizes[axis]
-        if isinstance(position, slice):
-            start, stop, stride = position.indices(size)
-            if stride != 1 or start >= stop or (position.stop is not None and position.stop > size):
-                raise ValueError(f"{axis} must be a contiguous slice within 0 to {size}, got {position!r}. Correct it.")
-            return slice(start, stop)
-        if not 0 <= position < size:
-            raise ValueError(
-                f"{axis} must be a position from 0 to {size - 1}, got {position!r}. Pass positions, not labels."
+    def _refuse(self, claims: Iterable[Violation], grid: Grid, selection: Selection, things: str) -> None:
+        for claim, broken in claims:
+            raise SpectrumFileError(
+                f"{self._name}: {claim}, got {int(broken.sum())} {things} that break it, the first at "
+                f"{grid.first(selection, broken)}. Check what was measured."
             )
-        return int(position)
 
-    def _cells(self, selection: tuple[int | slice, ...], values: Slab) -> Cells:
+    def _store(self, grid: Grid, selection: Selection, arrays: Mapping[str, NDArray[Any]]) -> None:
+        def store(_: h5py.File) -> None:
+            for name, array in arrays.items():
+                self._datasets[name][selection] = array
+
+        self._output.run(store)
+        grid.mark(selection)
+
+    def _cells(self, selection: Selection, values: Slab) -> Cells:
         """The slab with every array in full, stored type and shape."""
-        shape = self._written[selection].shape
-        if set(values.measures) != set(self._layout.measures):
-            raise ValueError(
-                f"measures must be {', '.join(sorted(self._layout.measures))}, "
-                f"got {', '.join(sorted(values.measures))}. Give the group's measures, all of them."
-            )
-
-        def full(name: str, array: ArrayLike, dtype: str) -> NDArray[Any]:
-            found = np.asarray(array)
-            if found.shape not in ((), shape):
-                raise ValueError(
-                    f"{name} must have shape {shape} or be one number, got {found.shape}. Match the index."
-                )
-            if not np.can_cast(found.dtype, dtype, "same_kind"):
-                raise ValueError(f"{name} must be convertible to {dtype}, got {found.dtype}. Convert it.")
-            return np.broadcast_to(found, shape).astype(dtype)
-
+        layout, shape = self._layout, self._matrices.shape(selection)
+        _check_names("measures", values.measures, layout.measures)
+        _check_names("brackets", values.brackets, layout.estimated, all_of_them=False)
+        _check_names("errors", values.errors, layout.errors, all_of_them=False)
+        unknown = np.nan, np.nan
+        ends = {name: values.brackets.get(name, unknown) for name in layout.estimated}
         per_matrix = [v for v in schema.GROUP_VARIABLES if v.dimensions == SPECTRUM_AXES]
-        layout = self._layout
         return Cells(
-            singular_values=self._padded(shape, values.singular_values),
-            rank=self._per_sequence(layout.rank_bound, selection),
-            columns=self._per_sequence(np.asarray(layout.columns, dtype=np.int64), selection),
-            **{v.name: full(v.name, getattr(values, v.name), v.dtype) for v in per_matrix},
-            measures={name: full(name, array, "float64") for name, array in values.measures.items()},
+            singular_values=_padded(values.singular_values, (*shape, len(layout.labels["component"]))),
+            rows=self._per_sequence(layout.rows, selection),
+            columns=self._per_sequence(layout.columns, selection),
+            **{v.name: _full(v.name, getattr(values, v.name), v.dtype, shape) for v in per_matrix},
+            measures={name: _full(name, array, "float64", shape) for name, array in values.measures.items()},
+            brackets={
+                name: (_full(f"{name}_lower", lower, "float64", shape), _full(f"{name}_upper", upper, "float64", shape))
+                for name, (lower, upper) in ends.items()
+            },
+            errors={
+                name: _full(f"{name}_error", values.errors.get(name, np.nan), "float64", shape)
+                for name in layout.errors
+            },
+            rows_sum_to_one=layout.rows_sum_to_one,
         )
 
-    def _padded(self, shape: tuple[int, ...], singular_values: ArrayLike) -> NDArray[np.float64]:
-        found = np.asarray(singular_values, dtype=np.float64)
-        width = self._sizes["component"]
-        if found.shape[:-1] != shape or found.ndim == 0 or found.shape[-1] > width:
-            raise ValueError(
-                f"singular_values must have shape {shape} and at most {width} components, got {found.shape}. "
-                "Match the index, components last."
-            )
-        padded = np.full((*shape, width), np.nan)
-        padded[..., : found.shape[-1]] = found
-        return padded
+    def _outputs(self, shape: tuple[int, ...], values: LayerSlab) -> Spectra:
+        size = len(self._layout.labels["output_component"])
+        sides = np.full(shape, size, dtype=np.int64)
+        return Spectra(
+            singular_values=_padded(values.singular_values, (*shape, size)),
+            rows=sides,
+            columns=sides,
+            floor_arithmetic=_full("floor_arithmetic", values.floor_arithmetic, "float64", shape),
+            measures={name: _full(name, array, "float64", shape) for name, array in values.measures.items()},
+            rows_sum_to_one=False,
+        )
 
-    def _per_sequence(self, values: NDArray[np.int64], selection: tuple[int | slice, ...]) -> NDArray[np.int64]:
+    def _per_sequence(self, values: NDArray[np.integer], selection: Selection) -> NDArray[np.int64]:
         """Spread "region sequence" over the axes of a slab."""
-        axes = [SPECTRUM_AXES.index(axis) for axis in ("region", "sequence")]
-        spread = np.expand_dims(values, [i for i in range(len(SPECTRUM_AXES)) if i not in axes])
-        return np.broadcast_to(spread, self._written.shape)[selection]
+        return self._matrices.spread(np.asarray(values, dtype=np.int64), ("region", "sequence"), selection)
 
 
-def create_group(file: h5py.File, name: str, layout: GroupLayout) -> dict[str, h5py.Dataset]:
-    """Create an arm's group and all its variables; returns those that wait for slabs."""
+def _check_names(kind: str, given: Iterable[str], known: Iterable[str], *, all_of_them: bool = True) -> None:
+    given, known = set(given), set(known)
+    if not given <= known or (all_of_them and given != known):
+        raise ValueError(
+            f"{kind} must be {', '.join(sorted(known)) or 'none'}, got {', '.join(sorted(given))}. Give the group's "
+            f"{kind}{', all of them' if all_of_them else ' or fewer'}."
+        )
+
+
+def _full(name: str, array: ArrayLike, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    found = np.asarray(array)
+    if found.shape not in ((), shape):
+        raise ValueError(f"{name} must have shape {shape} or be one number, got {found.shape}. Match the index.")
+    if not np.can_cast(found.dtype, dtype, "same_kind"):
+        raise ValueError(f"{name} must be convertible to {dtype}, got {found.dtype}. Convert it.")
+    return np.broadcast_to(found, shape).astype(dtype)
+
+
+def _padded(singular_values: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Singular values with nan after them, up to the length of the component axis."""
+    found = np.asarray(singular_values, dtype=np.float64)
+    if found.shape[:-1] != shape[:-1] or found.ndim == 0 or found.shape[-1] > shape[-1]:
+        raise ValueError(
+            f"singular_values must have shape {shape[:-1]} and at most {shape[-1]} components, got {found.shape}. "
+            "Match the index, components last."
+        )
+    padded = np.full(shape, np.nan)
+    padded[..., : found.shape[-1]] = found
+    return padded
+
+
+def require_group(file: h5py.File, name: str) -> h5py.Group:
+    """The group of that name, made with those on the way to it where they are missing.
+
+    Raises:
+        ValueError: the name runs through a variable.
+    """
     parent: h5py.Group = file
     for part in name.split("/"):
         parent = parent[part] if part in parent else parent.create_group(part, track_order=True)
         if not isinstance(parent, h5py.Group):
             raise ValueError(f"name must not run through the variable {part!r}, got {name!r}. Rename the group.")
-    set_attributes(
-        parent, {"mask": layout.mask, "objective": layout.objective, "kind": layout.kind, **layout.attributes}
-    )
-    create_axes(parent, layout.labels)
+    return parent
+
+
+def create_group(file: h5py.File, name: str, layout: GroupLayout) -> dict[str, h5py.Dataset]:
+    """Create an arm's group and all its variables; returns those that wait for slabs."""
+    group = require_group(file, name)
+    set_attributes(group, layout.group_attributes)
+    create_axes(group, layout.labels)
     waiting = {}
-    for variable in schema.group_variables(layout.measures):
-        dataset = create_dataset(parent, variable, layout.labels, layout.arrays.get(variable.name))
-        if variable.name not in layout.arrays:
+    for variable in layout.contents.variables:
+        given = layout.arrays.get(variable.name)
+        if given is None and variable.optional:
+            continue
+        dataset = create_dataset(group, variable, layout.labels, given)
+        if given is None:
             waiting[variable.name] = dataset
     return waiting

@@ -37,6 +37,7 @@ __all__ = [
     "datasets_in",
     "h5py",
     "has_all_chunks",
+    "is_newer",
     "opened",
     "read_array",
     "read_strings",
@@ -51,7 +52,7 @@ _CHUNK_LIMIT = 64 << 20  # bytes of one chunk, which HDF5 allocates whole; ours 
 _STRING_LIMIT = 64 << 20  # bytes of text read from one dataset; a configuration is a few kilobytes
 _LABEL_LIMIT = 4096  # characters of one label in an array of labels
 _LABELS_LIMIT = 100_000  # labels in one array
-_OBJECTS_LIMIT = 10_000  # groups and datasets in one file; ours hold a few hundred
+_OBJECTS_LIMIT = 10_000  # groups and datasets in one file; two arms with all baselines and brackets hold 2000
 _DEPTH_LIMIT = 8  # groups inside groups; ours reach 3
 _ATTRIBUTE_LIMIT = 1024  # numbers in one attribute
 _FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
@@ -159,6 +160,13 @@ def _check_identity(file: h5py.File, path: Path) -> None:
         raise SpectrumFileError(
             f"{path} must follow schema {ours}.x, got {schema[:20]!r}. Install rankkit {newer} or newer to read it."
         )
+
+
+def is_newer(file: h5py.File) -> bool:
+    """Whether a file follows a later minor schema than ours, and so may hold what we do not know."""
+    major, _, minor = str(attributes_of(file)["rankkit_schema"]).partition(".")
+    ours = tuple(map(int, SCHEMA_VERSION.split(".")))
+    return minor.isdecimal() and minor.isascii() and (int(major), int(minor[:9])) > ours
 
 
 def _walk(root: h5py.File, limit: int) -> None:

@@ -1,31 +1,39 @@
-"""What the caller says about an arm before writing it, and one slab of results."""
+"""What the caller says about an arm before writing it, and one slab of its results."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from rankkit.axes import AXES
 from rankkit.store.consistency import contradictions
+from rankkit.store.contents import GroupContents
+from rankkit.store.reasons import reasons_text
 from rankkit.store.schema import (
     COMPARISON_AXES,
+    DOCUMENT,
     GROUP_ATTRIBUTES,
     GROUP_VARIABLES,
+    METHOD_RULE,
+    OPTIONAL_GROUP_ATTRIBUTES,
+    ROWS_SUM_TO_ONE,
     TOKEN_ATTRIBUTES,
-    MeasureDescription,
+    UNAVAILABLE,
 )
+from rankkit.store.variables import LAYER_OUTPUT, MeasureDescription, bracket_variables, error_variable
 
-__all__ = ["Attribute", "GroupLayout", "Slab", "check_attributes", "check_text"]
+__all__ = ["Attribute", "GroupLayout", "check_attributes", "check_shape", "check_text"]
 
 Attribute = str | int | float
 """What an attribute may be; booleans have no type in netCDF-4, so write 0 or 1."""
 
 _MEASURE_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _RESERVED = {variable.name for variable in GROUP_VARIABLES} | {*AXES, *COMPARISON_AXES}
+_RULE_LIMIT = 1000  # characters of a method rule: a few sentences
 
 
 def check_attributes(attributes: Mapping[str, object], required: Sequence[str], reserved: Sequence[str]) -> None:
@@ -58,13 +66,23 @@ def check_text(name: str, text: str) -> None:
         raise ValueError(f"{name} must be UTF-8 text without NUL, got {text[:40]!r}. Remove what is no text.")
 
 
+def check_shape(name: str, values: NDArray[np.generic], expected: tuple[int, ...]) -> None:
+    """Check that an array has one entry per label, and at least one.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if values.shape != expected or 0 in expected:
+        raise ValueError(f"{name} must have shape {expected}, got {values.shape}. Give one entry per label.")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class GroupLayout:
     """The axes of one arm's group and everything in it that does not depend on a matrix.
 
     Raises:
-        ValueError: a label is repeated or unknown, a shape does not fit the axes, or a matrix is larger than the
-            sequence.
+        ValueError: a label is repeated or unknown, a shape does not fit the axes, a matrix is larger than the
+            sequence, or a measure's name is taken.
         TypeError: an attribute is neither text nor a number.
     """
 
@@ -104,48 +122,110 @@ class GroupLayout:
     """Measures by name."""
     attributes: Mapping[str, Attribute]
     """Token policy (schema.TOKEN_ATTRIBUTES) and anything else worth keeping."""
+    estimated: Collection[str] = ()
+    """Measures that are bracketed where they are not computed exactly."""
+    errors: Collection[str] = ()
+    """Measures whose exact values come with a bound of their error."""
+    components: int | None = None
+    """Singular values kept of each matrix, where no matrix has its whole spectrum; None for all of them."""
+    layer_measures: Mapping[str, MeasureDescription] = field(default_factory=dict)
+    """Measures of layers' outputs by name."""
+    output_components: int | None = None
+    """Singular values of a layer's output, min(positions, d_model); None where outputs are not measured."""
+    document: NDArray[np.integer] | None = None
+    """"sequence", number of the document in which each starts; None where unknown."""
+    method_rule: str | None = None
+    """How the method was chosen for each matrix."""
+    unavailable: Mapping[str, str] = field(default_factory=dict)
+    """Measures and theorems that were switched off, each with the reason."""
+    rows_sum_to_one: bool = True
+    """Whether the matrices are attention: rows of entries >= 0 that sum to 1, or less beside a learned sink logit."""
 
     def __post_init__(self) -> None:
         """Check everything that a later reader would trip over."""
-        check_attributes(self.attributes, TOKEN_ATTRIBUTES, GROUP_ATTRIBUTES)
-        for name in self.measures:
-            if not _MEASURE_NAME.fullmatch(name) or name in _RESERVED:
-                raise ValueError(
-                    f"measure must have a name of lower-case letters, digits and underscores that is not taken, "
-                    f"got {name!r}. Rename it."
-                )
+        check_attributes(self.attributes, TOKEN_ATTRIBUTES, (*GROUP_ATTRIBUTES, *OPTIONAL_GROUP_ATTRIBUTES))
+        self._check_group_attributes()
+        self._check_names()
         self._check_shapes()
         labels = {axis: np.asarray(values) for axis, values in self.labels.items()}
         for problem in contradictions({**labels, **self.arrays}):
             raise ValueError(f"{problem}. Correct the layout.")
 
+    def _check_group_attributes(self) -> None:
+        for name, value in self.group_attributes.items():
+            if isinstance(value, str):
+                check_text(name, value)
+        if self.method_rule is not None and not 0 < len(self.method_rule) <= _RULE_LIMIT:
+            raise ValueError(
+                f"method_rule must have 1 to {_RULE_LIMIT} characters, got {len(self.method_rule)}. Say it shorter."
+            )
+
+    def _check_names(self) -> None:
+        companions = {
+            variable.name
+            for name, description in self.measures.items()
+            for variable in (*bracket_variables(name, description), error_variable(name, description))
+        }
+        for name in (*self.measures, *self.layer_measures):
+            taken = name in _RESERVED | companions or name.startswith(LAYER_OUTPUT)
+            if taken or not _MEASURE_NAME.fullmatch(name):
+                raise ValueError(
+                    f"measure must have a name of lower-case letters, digits and underscores that is not taken, "
+                    f"got {name!r}. Rename it."
+                )
+        for field_name, names in (("estimated", self.estimated), ("errors", self.errors)):
+            unknown = sorted(set(names) - set(self.measures))
+            if unknown:
+                raise ValueError(
+                    f"{field_name} must name measures of the group, got {unknown[0]!r}. Add it to measures."
+                )
+        if self.layer_measures and self.output_components is None:
+            raise ValueError(
+                "output_components must be given with layer_measures, got None. Pass min(positions, d_model)."
+            )
+
     def _check_shapes(self) -> None:
         sizes = {name: len(labels) for name, labels in self.labels.items()}
         shapes = {v.name: tuple(sizes[axis] for axis in v.dimensions) for v in GROUP_VARIABLES if v.name in self.arrays}
         for name, expected in shapes.items():
-            found = self.arrays[name].shape
-            if found != expected or 0 in found:
-                raise ValueError(f"{name} must have shape {expected}, got {found}. Give one entry per label.")
+            check_shape(name, self.arrays[name], expected)
             if self.arrays[name].dtype.kind not in "iubO":
                 raise ValueError(f"{name} must hold whole numbers, got {self.arrays[name].dtype}. Convert it.")
 
     @property
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         """Every variable that does not depend on a matrix, by name."""
-        names = ("tokens", "prefix_length", "valid_row", "rows", "columns", "untrained")
+        names = ["tokens", "prefix_length", "valid_row", "rows", "columns", "untrained"]
+        names += [DOCUMENT.name] if self.document is not None else []
         arrays: dict[str, NDArray[np.generic]] = {name: np.asarray(getattr(self, name)) for name in names}
         arrays["checkpoint_sha256"] = np.asarray(self.checkpoint_sha256, dtype=object)
         return arrays
 
     @property
-    def rank_bound(self) -> NDArray[np.int64]:
-        """min(rows, columns), "region sequence": how many singular values a matrix has."""
-        bound: NDArray[np.int64] = np.minimum(self.rows, self.columns).astype(np.int64)
-        return bound
+    def contents(self) -> GroupContents:
+        """Which variables the group has."""
+        return GroupContents(
+            measures=self.measures,
+            estimated=self.estimated,
+            errors=self.errors,
+            layer_measures=None if self.output_components is None else self.layer_measures,
+        )
+
+    @property
+    def group_attributes(self) -> dict[str, Attribute]:
+        """All attributes of the group."""
+        optional: dict[str, Attribute] = {} if self.method_rule is None else {METHOD_RULE: self.method_rule}
+        if self.unavailable:
+            optional[UNAVAILABLE] = reasons_text(self.unavailable)
+        optional[ROWS_SUM_TO_ONE] = int(self.rows_sum_to_one)
+        own = {"mask": self.mask, "objective": self.objective, "kind": self.kind}
+        return own | optional | dict(self.attributes)
 
     @property
     def labels(self) -> dict[str, Sequence[int] | Sequence[str]]:
         """The labels of every axis, by name, in storage order."""
+        longest = max(1, int(np.minimum(self.rows, self.columns).max()))
+        outputs = {} if self.output_components is None else {"output_component": range(self.output_components)}
         return {
             "seed": self.seeds,
             "step": self.steps,
@@ -154,32 +234,8 @@ class GroupLayout:
             "sequence": range(self.tokens.shape[0]),
             "layer": self.layers,
             "head": self.heads,
-            "component": range(max(1, int(self.rank_bound.max()))),
+            "component": range(longest if self.components is None else self.components),
+            **outputs,
             "query": range(self.valid_row.shape[1]),
             "key": range(self.tokens.shape[1]),
         }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Slab:
-    """The results for one block of attention matrices; axes that the index fixes to one number are absent.
-
-    Everything but the singular values may also be one number for the whole slab.
-    """
-
-    singular_values: NDArray[np.floating]
-    """"... component", descending, nan past min(rows, columns); may be narrower than the group's component axis."""
-    floor_arithmetic: ArrayLike
-    """"...", noise floor of the method."""
-    floor_model: ArrayLike
-    """"...", noise floor of the model's arithmetic."""
-    resolved: ArrayLike
-    """"...", number of singular values above floor_arithmetic."""
-    resolved_model: ArrayLike
-    """"...", number of singular values above floor_model."""
-    method: ArrayLike
-    """"...", index into schema.METHODS."""
-    status: ArrayLike
-    """"...", index into schema.STATUSES."""
-    measures: Mapping[str, ArrayLike] = field(default_factory=dict)
-    """"..." by name: exactly the group's measures; nan where one was not computed exactly."""

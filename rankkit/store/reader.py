@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,13 @@ from numpy.typing import NDArray
 from rankkit.axes import SPECTRUM_AXES
 from rankkit.errors import SpectrumFileError
 from rankkit.store import schema
+from rankkit.store.datasets import has_type
 from rankkit.store.hdf5 import DEFAULT_LIMIT, attributes_of, datasets_in, h5py, opened, read_array, read_strings
 from rankkit.store.layout import Attribute
+from rankkit.store.names import arm_of, baseline_of
+from rankkit.store.reasons import read_reasons
+from rankkit.store.tree import comparison_groups, contents_in, functional_groups, measure_groups
+from rankkit.store.variables import MeasureDescription, Variable
 
 __all__ = [
     "ComparisonDescription",
@@ -23,8 +28,6 @@ __all__ = [
     "GroupDescription",
     "Root",
     "describe",
-    "measure_groups",
-    "measures_in",
     "read_group",
     "read_root",
 ]
@@ -49,15 +52,29 @@ class GroupDescription:
     """One arm of a file, in numbers."""
 
     name: str
-    """Such as "gpt" or "t5/encoder"."""
+    """Such as "gpt", "t5/encoder" or "baselines/uniform/gpt"."""
+    arm: str
+    """The arm it is about, such as "gpt" or "t5/encoder"."""
+    baseline: str | None
+    """Which baseline of the arm it is, from schema.BASELINES; None for the arm itself."""
     attributes: Mapping[str, Attribute]
-    """Mask, objective, kind and token policy."""
+    """Mask, objective, kind, token policy and the rule of the method."""
+    unavailable: Mapping[str, str]
+    """Measures and theorems that were switched off, each with the reason."""
+    rows_sum_to_one: bool
+    """Whether the matrices are attention."""
     dimensions: Mapping[str, int]
     """Length of every axis."""
     labels: Mapping[str, tuple[int | str, ...]]
     """Labels of the axes of an attention matrix (SPECTRUM_AXES)."""
-    measures: Mapping[str, schema.MeasureDescription]
+    measures: Mapping[str, MeasureDescription]
     """Measures with their definitions."""
+    estimated: tuple[str, ...]
+    """Measures with a bracket where they were estimated, sorted."""
+    errors: tuple[str, ...]
+    """Measures whose exact values have an error, sorted."""
+    layer_measures: Mapping[str, MeasureDescription]
+    """Measures of layers' outputs, named without "layer_output_"."""
     matrices: int
     """Attention matrices measured."""
     methods: Mapping[str, int]
@@ -82,6 +99,8 @@ class ComparisonDescription:
     """Labels of its second axis."""
     layers: tuple[int, ...]
     """Labels of its third axis."""
+    steps: tuple[int, ...]
+    """Steps in /comparison/by_step; empty where there is no such group."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +115,10 @@ class FileDescription:
     """What it says as a whole."""
     groups: tuple[GroupDescription, ...]
     """Its arms, in storage order."""
+    baselines: tuple[GroupDescription, ...]
+    """What the arms are held against, in storage order."""
+    functional: tuple[str, ...]
+    """Arms whose functional rank was measured: their groups are "functional/<arm>"."""
     comparison: ComparisonDescription | None
     """The comparison of two arms, where there is one."""
 
@@ -117,7 +140,8 @@ def read_group(
 
     Args:
         path: the file.
-        name: such as "gpt", "t5/encoder" or "comparison".
+        name: such as "gpt", "t5/encoder", "baselines/uniform/gpt", "comparison", "comparison/by_step" or
+            "functional/gpt".
         variables: names of those to read; all unless given. The group's labels come under the names of its axes.
         limit: bytes that all of them together may take in memory.
 
@@ -128,10 +152,11 @@ def read_group(
         SpectrumFileError: the file is missing, damaged, foreign, newer or hostile, or does not hold what was asked for.
     """
     with opened(path, limit=limit) as file:
-        known = [*measure_groups(file), *([schema.COMPARISON] if schema.COMPARISON in file else [])]
+        functional = {f"{schema.FUNCTIONAL}/{arm}": group for arm, group in functional_groups(file).items()}
+        known = {**measure_groups(file), **comparison_groups(file), **functional}
         if name not in known:
             raise SpectrumFileError(f"{path} must hold group {name!r}, got {', '.join(known)}. Choose one of them.")
-        datasets = datasets_in(file[name])
+        datasets = datasets_in(known[name])
         wanted = list(datasets) if variables is None else list(variables)
         unknown = [variable for variable in wanted if variable not in datasets]
         if unknown:
@@ -155,37 +180,19 @@ def describe(path: str | Path, *, limit: int = DEFAULT_LIMIT) -> FileDescription
     """
     path = Path(path)
     with opened(path, limit=limit) as file:
+        groups = [_group(name, group) for name, group in measure_groups(file).items()]
         return FileDescription(
             path=path,
             size=path.stat().st_size,
             root=_root(file),
-            groups=tuple(_group(name, file[name]) for name in measure_groups(file)),
-            comparison=_comparison(file[schema.COMPARISON]) if schema.COMPARISON in file else None,
+            groups=tuple(group for group in groups if group.baseline is None),
+            baselines=tuple(group for group in groups if group.baseline is not None),
+            functional=tuple(functional_groups(file)),
+            comparison=_comparison(comparison_groups(file)),
         )
 
 
-def measure_groups(file: h5py.File) -> list[str]:
-    """The names of all groups that hold spectra, in storage order, at any depth."""
-
-    def walk(group: h5py.Group, prefix: str) -> Iterator[str]:
-        for name, entry in group.items():
-            if isinstance(entry, h5py.Group) and prefix + name != schema.COMPARISON:
-                if datasets_in(entry):
-                    yield prefix + name
-                yield from walk(entry, f"{prefix}{name}/")
-
-    return list(walk(file, ""))
-
-
-def measures_in(group: h5py.Group) -> dict[str, schema.MeasureDescription]:
-    """The measures a group holds: its variables that carry a definition."""
-    found = {}
-    for name, dataset in datasets_in(group).items():
-        texts = attributes_of(dataset)
-        if "definition" in texts:
-            fields = {key: str(texts.get(key, "")) for key in ("long_name", "definition", "source", "units")}
-            found[name] = schema.MeasureDescription(**fields)
-    return found
+_KNOWN = {v.name: v for v in (*schema.ROOT_STRINGS, *schema.GROUP_VARIABLES, *schema.AXIS_VARIABLES.values())}
 
 
 def _root(file: h5py.File) -> Root:
@@ -194,31 +201,64 @@ def _root(file: h5py.File) -> Root:
 
 
 def _dataset(group: h5py.Group, name: str) -> h5py.Dataset:
-    found = group.get(name)
+    """A variable of a group, of the type and shape that the schema gives it."""
+    found, variable = group.get(name), _KNOWN[name]
     if not isinstance(found, h5py.Dataset):
         raise SpectrumFileError(
             f"{group.file.filename}: {group.name} must hold {name}, got nothing of that name. Restore a copy."
         )
+    if not has_type(found, variable) or not _has_shape(group, found, variable):
+        raise SpectrumFileError(
+            f"{group.file.filename}: {found.name} must be of type {variable.dtype} with axes "
+            f"({', '.join(variable.dimensions)}), got {found.dtype} of shape {found.shape}. Restore a copy."
+        )
     return found
 
 
+def _has_shape(group: h5py.Group, dataset: h5py.Dataset, variable: Variable) -> bool:
+    if variable.dimensions == (variable.name,):
+        return bool(dataset.ndim == 1)
+    return bool(dataset.shape == tuple(_dataset(group, axis).size for axis in variable.dimensions))
+
+
+def _labels(group: h5py.Group, axis: str) -> tuple[Any, ...]:
+    return tuple(read_array(_dataset(group, axis)).tolist())
+
+
 def _group(name: str, group: h5py.Group) -> GroupDescription:
-    labels = {axis: tuple(read_array(_dataset(group, axis)).tolist()) for axis in SPECTRUM_AXES}
+    labels = {axis: _labels(group, axis) for axis in SPECTRUM_AXES}
     rank = np.minimum(read_array(_dataset(group, "rows")), read_array(_dataset(group, "columns")))
     matrices = math.prod(len(values) for values in labels.values())
     values = int(rank.sum()) * matrices // max(1, rank.size)
+    attributes, contents = attributes_of(group), contents_in(group)
     return GroupDescription(
         name=name,
-        attributes=attributes_of(group),
+        arm=arm_of(name),
+        baseline=baseline_of(name),
+        attributes=attributes,
+        unavailable=_reasons(group, attributes),
+        rows_sum_to_one=bool(attributes.get(schema.ROWS_SUM_TO_ONE, 1)),
         dimensions={axis: _dataset(group, axis).size for axis in _axes_of(group)},
         labels=labels,
-        measures=measures_in(group),
+        measures=contents.measures,
+        estimated=tuple(sorted(contents.estimated)),
+        errors=tuple(sorted(contents.errors)),
+        layer_measures=contents.layer_measures or {},
         matrices=matrices,
         methods=_counts(_dataset(group, "method"), schema.METHODS),
         statuses=_counts(_dataset(group, "status"), schema.STATUSES),
         resolved_fraction=_share(_dataset(group, "resolved"), values),
         resolved_model_fraction=_share(_dataset(group, "resolved_model"), values),
     )
+
+
+def _reasons(group: h5py.Group, attributes: Mapping[str, Attribute]) -> dict[str, str]:
+    if schema.UNAVAILABLE not in attributes:
+        return {}
+    try:
+        return read_reasons(attributes[schema.UNAVAILABLE])
+    except ValueError as error:
+        raise SpectrumFileError(f"{group.file.filename}: {group.name}: {error}") from error
 
 
 def _axes_of(group: h5py.Group) -> list[str]:
@@ -237,10 +277,14 @@ def _share(dataset: h5py.Dataset, values: int) -> float:
     return float(read_array(dataset).sum(dtype=np.int64) / values) if values else float("nan")
 
 
-def _comparison(group: h5py.Group) -> ComparisonDescription:
+def _comparison(groups: Mapping[str, h5py.Group]) -> ComparisonDescription | None:
+    if schema.COMPARISON not in groups:
+        return None
+    group, by_step = groups[schema.COMPARISON], groups.get(schema.COMPARISON_BY_STEP)
     return ComparisonDescription(
         attributes=attributes_of(group),
-        measures=tuple(read_array(_dataset(group, "measure")).tolist()),
-        regions=tuple(read_array(_dataset(group, "region")).tolist()),
-        layers=tuple(read_array(_dataset(group, "layer")).tolist()),
+        measures=_labels(group, "measure"),
+        regions=_labels(group, "region"),
+        layers=_labels(group, "layer"),
+        steps=() if by_step is None else _labels(by_step, "step"),
     )

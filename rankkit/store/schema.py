@@ -1,68 +1,115 @@
 """What a rankkit HDF5 file holds: every group, variable, axis, flag and attribute, said once.
 
-    /                 attributes ROOT_ATTRIBUTES and HOST_ATTRIBUTES; strings ROOT_STRINGS
-    /gpt, /unilm ...  attributes GROUP_ATTRIBUTES and TOKEN_ATTRIBUTES; variables GROUP_VARIABLES and one per measure
-    /comparison       COMPARISON_VARIABLES
+    /                             attributes ROOT_ATTRIBUTES and HOST_ATTRIBUTES; strings ROOT_STRINGS
+    /gpt, /unilm, ...             one group per arm: attributes GROUP_ATTRIBUTES, TOKEN_ATTRIBUTES and, where it applies,
+                                  OPTIONAL_GROUP_ATTRIBUTES; variables GROUP_VARIABLES, one per measure, and where
+                                  asked for
+        <measure>_lower, _upper   the bracket of an estimate; the measure itself is nan there
+        <measure>_error           how far the exact value may be off
+        layer_output_...          the same kind of numbers for a layer's output
+    /baselines/<name>/<arm>       the same, for what an arm is held against; names BASELINES
+    /comparison                   COMPARISON_VARIABLES: the difference of two arms, at the last step
+    /comparison/by_step           COMPARISON_BY_STEP_VARIABLES: the same at every step, where there are several
+    /functional/<arm>             FUNCTIONAL_VARIABLES: what cutting the rank costs the model
 
-The writer, the reader and the verification all read these tables; none of them knows a name of its own.
-A change here is a change of the schema: raise SCHEMA_VERSION (the minor number where old readers still understand
-the file) and say so in the CHANGELOG.
+The writer, the reader and the verification all read these tables; none of them knows a name of its own. What a measure
+brings is made in rankkit.store.variables and listed by rankkit.store.contents; what it may be stands in
+rankkit.store.ranges.
+
+A change here is a change of the schema: raise SCHEMA_VERSION (the minor number where arms stay where older readers look
+for them, and nothing that they know changes its meaning) and say so in the CHANGELOG. 1.1 added regions, brackets,
+errors, layer outputs, the optional variables of comparisons, comparisons by step, and the functional rank.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final, Literal
+from dataclasses import replace
+from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
-from rankkit.axes import SPECTRUM_AXES
+from rankkit.axes import LAYER_AXES, SPECTRUM_AXES
+from rankkit.store.variables import LAYER_OUTPUT, Variable
 
 __all__ = [
     "APPLIED_MASKS",
     "ATTRIBUTES_SUM",
     "AXIS_VARIABLES",
+    "BASELINES",
+    "BASELINE_GROUP",
     "BOUNDS",
     "COMPARISON",
     "COMPARISON_AXES",
+    "COMPARISON_BY_STEP",
+    "COMPARISON_BY_STEP_VARIABLES",
     "COMPARISON_VARIABLES",
     "CONVENTIONS",
+    "CUTS",
+    "DOCUMENT",
+    "FUNCTIONAL",
+    "FUNCTIONAL_ATTRIBUTES",
+    "FUNCTIONAL_VARIABLES",
     "GROUP_ATTRIBUTES",
     "GROUP_VARIABLES",
     "HOST_ATTRIBUTES",
+    "LAYER_VARIABLES",
     "MEASURE_ORDER",
     "METHODS",
+    "METHODS_OF_ESTIMATES",
+    "METHOD_RULE",
+    "OPTIONAL_GROUP_ATTRIBUTES",
     "ROOT_ATTRIBUTES",
     "ROOT_STRINGS",
+    "ROWS_SUM_TO_ONE",
     "SCHEMA_VERSION",
+    "SHAPE_DEPENDENT",
+    "SIGNED_BASELINES",
     "STATUSES",
     "TOKEN_ATTRIBUTES",
-    "MeasureDescription",
-    "Range",
-    "Variable",
-    "group_variables",
-    "measure_range",
-    "measure_variable",
+    "UNAVAILABLE",
 ]
 
-SCHEMA_VERSION: Final = "1.0"
-"""Major version: readers of another major refuse the file. Minor: older readers still understand it."""
+SCHEMA_VERSION: Final = "1.1"
+"""Major version: readers of another major refuse the file. Minor: older readers still find the arms they know."""
 
 CONVENTIONS: Final = "CF-1.11"
 
 COMPARISON: Final = "comparison"
 """Name of the group that holds the differences between two arms."""
 
+COMPARISON_BY_STEP: Final = "comparison/by_step"
+"""Name of the group that holds them for every step; inside the other, where readers of schema 1.0 do not take it for an
+arm."""
+
+BASELINE_GROUP: Final = "baselines"
+"""Name of the group that holds the baselines."""
+
+BASELINES: Final = ("uniform", "init", "shuffled", "gaussian", "logits")
+"""What an arm may be held against.
+
+The same mask with equal logits; the model at its initialisation; each row's probabilities permuted among its visible
+keys; random Q and K of the same logit spread; and the logits themselves, which are signed.
+"""
+
+SIGNED_BASELINES: Final = ("logits",)
+"""Baselines whose matrices are not attention."""
+
+FUNCTIONAL: Final = "functional"
+"""Name of the group that holds what cutting the rank costs."""
+
+CUTS: Final = ("remasked", "plain")
+"""What happens to a matrix cut to its leading triplets: hidden entries set to 0 again, or nothing."""
+
 METHODS: Final = ("gram", "svd", "krylov", "quadrature")
 """How a spectrum was made; the stored code is the index."""
+
+METHODS_OF_ESTIMATES: Final = ("krylov", "quadrature")
+"""Methods that find a part of the spectrum, or functions of it within brackets."""
 
 STATUSES: Final = ("ok", "estimated", "degenerate", "failed")
 """What a spectrum is worth; the stored code is the index.
 
-`ok` exact; `estimated` a part or a bracket; `degenerate` exact, of a matrix without structure (zero, or one key);
-`failed` no singular values.
+`ok` exact; `estimated` a part or a bracket: the leading singular values, `floor_arithmetic` the largest of their
+certified residuals; `degenerate` exact, of a matrix without structure (zero, or one key); `failed` no singular values.
 """
 
 APPLIED_MASKS: Final = ("own", "swapped")
@@ -96,6 +143,24 @@ GROUP_ATTRIBUTES: Final = ("mask", "objective", "kind")
 TOKEN_ATTRIBUTES: Final = ("bos", "packing", "truncation")
 """Attributes of every arm's group that state the token policy: sinks, and so every rank, depend on it."""
 
+METHOD_RULE: Final = "method_rule"
+"""Group attribute: how the method was chosen for each matrix."""
+
+UNAVAILABLE: Final = "unavailable"
+"""Group attribute: JSON object, from a measure or theorem that was switched off to the reason."""
+
+ROWS_SUM_TO_ONE: Final = "rows_sum_to_one"
+"""Group attribute: 1 where matrices are attention (rows >= 0 that sum to 1, or less beside a sink logit), else 0.
+
+A group without it holds attention.
+"""
+
+OPTIONAL_GROUP_ATTRIBUTES: Final = (METHOD_RULE, UNAVAILABLE, ROWS_SUM_TO_ONE)
+"""Attributes of an arm's group that it may lack."""
+
+FUNCTIONAL_ATTRIBUTES: Final = ("mask", "objective", "step")
+"""Attributes of every group of functional ranks: the arm's mask, what its loss covers, and the checkpoint's step."""
+
 MEASURE_ORDER: Final = ("stable_rank", "participation_ratio", "effective_rank_energy", "effective_rank")
 """Measures in ascending order for every spectrum (Renyi order).
 
@@ -103,54 +168,8 @@ The last is at most the number of positive singular values; it may exceed `numer
 small values that still carry mass.
 """
 
-TypeName = Literal["float64", "int64", "int32", "int8", "string"]
-
-
-@dataclass(frozen=True, slots=True)
-class Variable:
-    """One dataset: its axes, type and meaning."""
-
-    name: str
-    """Name inside its group."""
-    dimensions: tuple[str, ...]
-    """Names of its axes, in storage order; empty for a scalar."""
-    dtype: TypeName
-    """Stored little-endian; `string` is variable-length UTF-8."""
-    long_name: str
-    """What it is, for people."""
-    units: str | None = "1"
-    """"1" for a pure number; None for labels."""
-    flags: tuple[str, ...] = ()
-    """Meaning of the codes 0, 1, ... of a flag variable."""
-    definition: str | None = None
-    """Formula, for measures only."""
-    source: str | None = None
-    """Who defined it, for measures only."""
-
-    @property
-    def attributes(self) -> dict[str, str | NDArray[np.int8]]:
-        """The attributes its dataset carries."""
-        texts = {"long_name": self.long_name, "units": self.units, "definition": self.definition, "source": self.source}
-        attributes: dict[str, str | NDArray[np.int8]] = {key: text for key, text in texts.items() if text is not None}
-        if self.flags:
-            attributes["flag_values"] = np.arange(len(self.flags), dtype=np.int8)
-            attributes["flag_meanings"] = " ".join(self.flags)
-        return attributes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MeasureDescription:
-    """What a measure is, written beside its values so that the file explains itself."""
-
-    long_name: str
-    """What it is, for people."""
-    definition: str
-    """Its formula in terms of the matrix or its singular values."""
-    source: str
-    """Who defined it, or the convention it follows."""
-    units: str = "1"
-    """Unit; "1" for a pure number, "nat" for an entropy."""
-
+SHAPE_DEPENDENT: Final = ("numerical_rank",)
+"""Measures of a spectrum that also need rows and columns: not computed again for layers' outputs, whose are not stored."""
 
 _PER_MATRIX = SPECTRUM_AXES
 _PER_COMPONENT = (*SPECTRUM_AXES, "component")
@@ -159,6 +178,10 @@ ROOT_STRINGS: Final = (
     Variable("configuration", (), "string", "resolved configuration of the run", None),
     Variable("certificate", (), "string", "proof that the arms match", None),
     Variable("command", (), "string", "command line that made this file, the first one, without --resume", None),
+)
+
+DOCUMENT: Final = Variable(
+    "document", ("sequence",), "int32", "number of the document in which the sequence starts", optional=True
 )
 
 GROUP_VARIABLES: Final = (
@@ -171,7 +194,13 @@ GROUP_VARIABLES: Final = (
         "untrained", ("region", "layer"), "int8", "whether no loss reaches this block", "1", ("trained", "untrained")
     ),
     Variable("checkpoint_sha256", ("seed", "step"), "string", "SHA-256 of the checkpoint measured", None),
-    Variable("singular_values", _PER_COMPONENT, "float64", "singular values, descending; nan past min(rows, columns)"),
+    DOCUMENT,
+    Variable(
+        "singular_values",
+        _PER_COMPONENT,
+        "float64",
+        "singular values, descending; nan past min(rows, columns), and past the leading ones where status is estimated",
+    ),
     Variable("floor_arithmetic", _PER_MATRIX, "float64", "noise floor of the method, in units of the singular values"),
     Variable("floor_model", _PER_MATRIX, "float64", "noise floor of the model's own arithmetic"),
     Variable("resolved", _PER_MATRIX, "int32", "number of singular values above floor_arithmetic"),
@@ -180,12 +209,118 @@ GROUP_VARIABLES: Final = (
     Variable("status", _PER_MATRIX, "int8", "what the singular values are worth", "1", STATUSES),
 )
 
-COMPARISON_VARIABLES: Final = (
-    Variable("gap", COMPARISON_AXES, "float64", "first arm minus second arm, each under its own mask"),
-    Variable("mask_effect", COMPARISON_AXES, "float64", "part of the gap that the mask alone makes"),
-    Variable("learned_effect", COMPARISON_AXES, "float64", "part of the gap that lies in the learned logits"),
-    Variable("interaction", COMPARISON_AXES, "float64", "how far the split depends on the order of the two factors"),
+LAYER_VARIABLES: Final = (
+    Variable(
+        f"{LAYER_OUTPUT}singular_values",
+        (*LAYER_AXES, "output_component"),
+        "float64",
+        "singular values of the layer's output, descending; all nan where they could not be computed",
+        definition="sum_h A_h X W_V^h W_O^h, positions by d_model",
+    ),
+    Variable(
+        f"{LAYER_OUTPUT}floor_arithmetic",
+        LAYER_AXES,
+        "float64",
+        "noise floor of the layer output's singular values, in their units",
+    ),
 )
+"""What every group has that measures layers' outputs, measures aside."""
+
+_OF_TWO = "y(arm, mask) the measure's mean over heads and sequences, c the first arm and p the second"
+_SHAPLEY = "Shapley value of a game of two players"
+_EFFECTS = tuple(
+    Variable(name, COMPARISON_AXES, "float64", long_name, definition=f"{formula}; {_OF_TWO}", source=source)
+    for name, long_name, formula, source in (
+        ("gap", "first arm minus second arm, each under its own mask", "y(c, own) - y(p, own)", None),
+        (
+            "mask_effect",
+            "part of the gap that the mask alone makes",
+            "[y(c, own) - y(c, swapped) + y(p, swapped) - y(p, own)] / 2",
+            _SHAPLEY,
+        ),
+        (
+            "learned_effect",
+            "part of the gap that lies in the learned logits",
+            "[y(c, own) - y(p, swapped) + y(c, swapped) - y(p, own)] / 2",
+            _SHAPLEY,
+        ),
+        (
+            "interaction",
+            "how far the split depends on the order of the two factors",
+            "[y(p, own) - y(p, swapped)] - [y(c, swapped) - y(c, own)]",
+            None,
+        ),
+    )
+)
+_SAME_MASK = Variable(
+    "same_mask",
+    ("measure", "region", "layer"),
+    "float64",
+    "root mean square difference between two seeds of one arm",
+    definition=f"sqrt(mean over both arms and all pairs of their seeds of (y - y')^2), own masks; {_OF_TWO}",
+    optional=True,
+)
+
+
+def _over_layers(variable: Variable) -> Variable:
+    """The same for the mean over trained layers, whose paired interval cannot be had from those of the layers."""
+    return replace(
+        variable,
+        name=f"mean_{variable.name}",
+        dimensions=tuple(axis for axis in variable.dimensions if axis != "layer"),
+        long_name=f"{variable.long_name}, of the mean over trained layers",
+        optional=True,
+    )
+
+
+COMPARISON_VARIABLES: Final = (*_EFFECTS, _SAME_MASK, *(_over_layers(v) for v in (*_EFFECTS, _SAME_MASK)))
+"""Differences between two arms; those with a `bound` are a value and its interval."""
+
+COMPARISON_BY_STEP_VARIABLES: Final = tuple(
+    replace(variable, dimensions=("step", *variable.dimensions)) for variable in COMPARISON_VARIABLES
+)
+"""The same at every step."""
+
+_CUT_AXES = ("kept_rank", "cut")
+_EXTRA_LOSSES = tuple(
+    Variable(
+        f"extra_loss_{scope}",
+        (*axes, *_CUT_AXES),
+        "float64",
+        f"extra loss per target when {words} cut",
+        "nat",
+        definition="loss with the matrices cut to their kept_rank leading singular triplets, minus loss without the cut",
+        optional=True,
+    )
+    for scope, axes, words in (
+        ("all", ("seed", "sequence"), "all heads are"),
+        ("layer", ("seed", "layer"), "the heads of one layer are"),
+        ("head", ("seed", "layer", "head"), "one head is"),
+    )
+)
+
+FUNCTIONAL_VARIABLES: Final = (
+    Variable("loss_uncut", ("seed", "sequence"), "float64", "loss of the uncut model per target", "nat"),
+    DOCUMENT,
+    *_EXTRA_LOSSES,
+    Variable(
+        "removed_share",
+        ("seed", "layer", "head", "kept_rank"),
+        "float64",
+        "share of a cut matrix that masking it again removes",
+        definition="sum over hidden entries of (A_k)_ij^2 / ||A_k||_F^2, A_k the cut matrix of the uncut model",
+        optional=True,
+    ),
+    Variable(
+        "cut_error",
+        ("seed", "layer", "head", *_CUT_AXES),
+        "float64",
+        "relative distance of the cut matrix from the uncut one",
+        definition="||A - cut A||_F / ||A||_F, A the matrix of the uncut model",
+        optional=True,
+    ),
+)
+"""What cutting the rank of one arm's attention costs; means over an axis that is not there, nan where not computed."""
 
 AXIS_VARIABLES: Final[Mapping[str, Variable]] = {
     variable.name: variable
@@ -198,6 +333,14 @@ AXIS_VARIABLES: Final[Mapping[str, Variable]] = {
         Variable("layer", ("layer",), "int64", "number of the layer, from 0"),
         Variable("head", ("head",), "int64", "number of the head, from 0"),
         Variable("component", ("component",), "int64", "number of the singular value, from 0, the largest first"),
+        Variable(
+            "output_component",
+            ("output_component",),
+            "int64",
+            "number of the layer output's singular value, from 0, the largest first",
+        ),
+        Variable("kept_rank", ("kept_rank",), "int64", "number of leading singular triplets kept"),
+        Variable("cut", ("cut",), "string", "whether a cut matrix is masked again", None),
         Variable("query", ("query",), "int64", "query position, from 0"),
         Variable("key", ("key",), "int64", "key position, from 0"),
         Variable("measure", ("measure",), "string", "name of the measure", None),
@@ -205,89 +348,3 @@ AXIS_VARIABLES: Final[Mapping[str, Variable]] = {
     )
 }
 """The coordinate variable of every axis; a dimension scale in each group that uses the axis."""
-
-
-def measure_variable(name: str, description: MeasureDescription) -> Variable:
-    """The variable that holds one measure: one float64 per attention matrix, nan where it was not computed exactly."""
-    return Variable(
-        name,
-        SPECTRUM_AXES,
-        "float64",
-        description.long_name,
-        description.units,
-        definition=description.definition,
-        source=description.source,
-    )
-
-
-def group_variables(measures: Mapping[str, MeasureDescription]) -> tuple[Variable, ...]:
-    """Every variable of an arm's group, coordinates aside, in the order in which they are written."""
-    return (*GROUP_VARIABLES, *(measure_variable(name, measures[name]) for name in sorted(measures)))
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """The values a measure can take, given the matrix's rank bound r = min(rows, columns) and its columns m."""
-
-    lower: float
-    """Least value, included."""
-    upper: float | Literal["r", "m", "log m"]
-    """Greatest value, included; inf admits infinity itself."""
-
-    def greatest(self, rank: NDArray[np.integer], columns: NDArray[np.integer]) -> NDArray[np.float64]:
-        """The upper end for each matrix.
-
-        Args:
-            rank: "...", min(rows, columns).
-            columns: "...", number of columns.
-
-        Returns:
-            "...", float64.
-        """
-        match self.upper:
-            case "r":
-                return rank.astype(np.float64)
-            case "m":
-                return columns.astype(np.float64)
-            case "log m":
-                logarithm: NDArray[np.float64] = np.log(np.maximum(columns, 1).astype(np.float64))
-                return logarithm
-            case number:
-                return np.full(rank.shape, number)
-
-
-_COUNT = Range(0, "r")
-_RANK = Range(1, "r")
-_SHARE = Range(0, 1)
-_SIZE = Range(0, np.inf)
-_RANGES: Final[Mapping[str, Range]] = {
-    "attention_entropy": Range(0, "log m"),
-    "attention_entropy_relative": _SHARE,
-    "diagonal_mass": _SHARE,
-    "effective_rank": _RANK,
-    "effective_rank_energy": _RANK,
-    "frobenius_norm": _SIZE,
-    "logit_std": _SIZE,
-    "mass_at_quarter": _SHARE,
-    "mean_ipr": _SHARE,
-    "nuclear_norm": _SIZE,
-    "numerical_rank": _COUNT,
-    "off_diagonal_block_rank": _COUNT,
-    "participation_ratio": _RANK,
-    "previous_key_mass": _SHARE,
-    "rank_one_residual": _SHARE,
-    "sink_mass": _SHARE,
-    "sink_position": Range(0, "m"),
-    "spectral_norm": _SIZE,
-    "spectral_ratio": Range(1, np.inf),
-    "stable_rank": _RANK,
-}
-_FAMILIES: Final[Mapping[str, Range]] = {"energy_rank_": _RANK, "mass_rank_": _RANK}  # followed by a percentage
-
-
-def measure_range(name: str) -> Range | None:
-    """The range of a measure, or None for one that may take any value or is not known here."""
-    for family, values in _FAMILIES.items():
-        if name.startswith(family) and name.removeprefix(family).isdigit():
-            return values
-    return _RANGES.get(name)

@@ -7,7 +7,7 @@ found nothing, and no more than one layer of one arm is in memory at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rankkit.axes import SPECTRUM_AXES
+from rankkit.axes import LAYER_AXES, SPECTRUM_AXES
 from rankkit.errors import SpectrumFileError
 from rankkit.store import schema
-from rankkit.store.consistency import Cells, Recompute, cell_name, contradictions, violations
+from rankkit.store.comparison import comparison_problems, step_problems
+from rankkit.store.consistency import (
+    Cells,
+    Recompute,
+    Spectra,
+    Violation,
+    cell_name,
+    contradictions,
+    layer_violations,
+    violations,
+)
+from rankkit.store.datasets import has_type
+from rankkit.store.functional import functional_problems
 from rankkit.store.hdf5 import (
     DEFAULT_LIMIT,
     attributes_of,
@@ -26,18 +38,19 @@ from rankkit.store.hdf5 import (
     datasets_in,
     h5py,
     has_all_chunks,
+    is_newer,
     opened,
     read_array,
     read_strings,
     sha256_of_attributes,
     sha256_of_strings,
 )
-from rankkit.store.reader import measure_groups, measures_in
-from rankkit.store.schema import Variable
+from rankkit.store.names import baseline_problem
+from rankkit.store.reasons import read_reasons
+from rankkit.store.tree import comparison_groups, contents_in, functional_groups, measure_groups
+from rankkit.store.variables import LAYER_OUTPUT, Variable
 
 __all__ = ["verify"]
-
-_BLOCK_AXES = SPECTRUM_AXES[:4]  # one value of each of these, and one layer, is read at a time
 
 
 def verify(path: str | Path, recompute: Recompute | None = None, *, limit: int = DEFAULT_LIMIT) -> list[str]:
@@ -45,8 +58,8 @@ def verify(path: str | Path, recompute: Recompute | None = None, *, limit: int =
 
     Args:
         path: a finished file.
-        recompute: measures that are functions of the singular values alone, to be computed again: name to function of
-            "... component" (float64, descending, without nan) that returns "...". Measures the file lacks are skipped.
+        recompute: measures of a spectrum to be computed again: name to function of `Spectra` of one length each. Measures
+            the file lacks are skipped.
         limit: bytes that one array may take in memory.
 
     Returns:
@@ -59,56 +72,73 @@ def verify(path: str | Path, recompute: Recompute | None = None, *, limit: int =
     with opened(path, limit=limit) as file:
         problems = list(_structure(file)) or list(_checksums(file))
         if not problems:
-            for name in measure_groups(file):
-                problems += _contents(name, file[name], recompute or {})
-            if schema.COMPARISON in file:
-                problems += _intervals(file[schema.COMPARISON])
+            problems = list(_numbers(file, recompute or {}))
     return problems
 
 
 def _structure(file: h5py.File) -> Iterator[str]:
     required = (*schema.ROOT_ATTRIBUTES, *schema.HOST_ATTRIBUTES)
+    newer = is_newer(file)
     yield from _missing("/", required, attributes_of(file))
-    yield from _variables("", file, schema.ROOT_STRINGS)
-    names = measure_groups(file)
-    if not names:
+    yield from _variables("", file, schema.ROOT_STRINGS, newer=newer)
+    groups = measure_groups(file)
+    if not groups:
         yield "/ must hold the spectra of at least one arm, got none"
-    for name in names:
-        group = file[name]
-        yield from _missing(name, (*schema.GROUP_ATTRIBUTES, *schema.TOKEN_ATTRIBUTES), attributes_of(group))
-        yield from _variables(f"{name}/", group, schema.group_variables(measures_in(group)))
-    if schema.COMPARISON in file:
-        yield from _variables(f"{schema.COMPARISON}/", file[schema.COMPARISON], schema.COMPARISON_VARIABLES)
+    for name, group in groups.items():
+        yield from _attributes(name, attributes_of(group))
+        yield from _variables(f"{name}/", group, contents_in(group).variables, newer=newer)
+    tables = {
+        schema.COMPARISON: schema.COMPARISON_VARIABLES,
+        schema.COMPARISON_BY_STEP: schema.COMPARISON_BY_STEP_VARIABLES,
+    }
+    for name, group in comparison_groups(file).items():
+        yield from _variables(f"{name}/", group, tables[name], newer=newer)
+    for arm, group in functional_groups(file).items():
+        name = f"{schema.FUNCTIONAL}/{arm}"
+        if arm not in groups:
+            yield f"{name} must be of an arm in this file, got none of that name"
+        yield from _missing(name, schema.FUNCTIONAL_ATTRIBUTES, attributes_of(group))
+        yield from _variables(f"{name}/", group, schema.FUNCTIONAL_VARIABLES, newer=newer)
+
+
+def _attributes(name: str, attributes: Mapping[str, Any]) -> Iterator[str]:
+    """Compare the attributes of an arm's group with the schema."""
+    yield from _missing(name, (*schema.GROUP_ATTRIBUTES, *schema.TOKEN_ATTRIBUTES), attributes)
+    rows_sum_to_one = attributes.get(schema.ROWS_SUM_TO_ONE, 1)
+    if rows_sum_to_one not in (0, 1):
+        yield f"{name} must have {schema.ROWS_SUM_TO_ONE} 0 or 1, got {rows_sum_to_one!r:.40}"
+    problem = baseline_problem(name, rows_sum_to_one=rows_sum_to_one == 1)
+    if problem is not None:
+        yield problem
+    if schema.UNAVAILABLE in attributes:
+        try:
+            read_reasons(attributes[schema.UNAVAILABLE])
+        except ValueError as error:
+            yield f"{name}: {error}"
 
 
 def _missing(name: str, required: Sequence[str], found: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"{name} must have the attribute {key}, got none" for key in required if key not in found)
 
 
-def _variables(prefix: str, group: h5py.Group, variables: Sequence[Variable]) -> Iterator[str]:
-    """Compare a group's datasets with the schema: no more, no fewer, each with its type and axes."""
+def _variables(prefix: str, group: h5py.Group, variables: Sequence[Variable], *, newer: bool) -> Iterator[str]:
+    """Compare a group's datasets with the schema: no more (but in a newer file), no fewer, each with type and axes."""
+    found = datasets_in(group)
+    variables = [variable for variable in variables if not variable.optional or variable.name in found]
     axes = {axis for variable in variables for axis in variable.dimensions}
     expected = {v.name: v for v in (*variables, *(schema.AXIS_VARIABLES[axis] for axis in sorted(axes)))}
-    found = datasets_in(group)
     yield from (f"{prefix}{name} must exist, got nothing of that name" for name in expected if name not in found)
-    yield from (
-        f"{prefix}{name} must be in the schema, got an unknown variable" for name in found if name not in expected
-    )
+    strangers = [] if newer else [name for name in found if name not in expected]
+    yield from (f"{prefix}{name} must be in the schema, got an unknown variable" for name in strangers)
     for name in (name for name in expected if name in found):
         variable, dataset = expected[name], found[name]
-        if not _has_type(dataset, variable):
+        if not has_type(dataset, variable):
             yield f"{prefix}{name} must be of type {variable.dtype}, got {dataset.dtype}"
         shape = tuple(found[axis].size if axis in found else -1 for axis in variable.dimensions)
         if dataset.shape != shape:
             yield f"{prefix}{name} must have shape {shape} ({', '.join(variable.dimensions)}), got {dataset.shape}"
         elif not _has_scales(dataset, variable):
             yield f"{prefix}{name} must have its axes labelled {', '.join(variable.dimensions)}, got other labels"
-
-
-def _has_type(dataset: h5py.Dataset, variable: Variable) -> bool:
-    if variable.dtype == "string":
-        return h5py.check_string_dtype(dataset.dtype) is not None
-    return bool(dataset.dtype == np.dtype(variable.dtype).newbyteorder("<"))
 
 
 def _has_scales(dataset: h5py.Dataset, variable: Variable) -> bool:
@@ -142,48 +172,109 @@ def _checksums(file: h5py.File) -> Iterator[str]:
             yield f"{name} must match its checksum, got a damaged chunk"
 
 
-def _contents(name: str, group: h5py.Group, recompute: Recompute) -> list[str]:
+def _numbers(file: h5py.File, recompute: Recompute) -> Iterator[str]:
+    """Problems in what a file with whole structure says."""
+    for name, group in measure_groups(file).items():
+        yield from _contents(name, group, recompute)
+    compared = {name: _everything(group) for name, group in comparison_groups(file).items()}
+    for name, arrays in compared.items():
+        yield from comparison_problems(name, arrays)
+    if schema.COMPARISON_BY_STEP in compared:
+        yield from step_problems(compared[schema.COMPARISON], compared[schema.COMPARISON_BY_STEP])
+    for arm, group in functional_groups(file).items():
+        yield from (f"{schema.FUNCTIONAL}/{arm}: {problem}" for problem in functional_problems(_everything(group)))
+
+
+def _everything(group: h5py.Group) -> dict[str, NDArray[Any]]:
+    return {name: read_array(dataset) for name, dataset in datasets_in(group).items()}
+
+
+def _contents(name: str, group: h5py.Group, recompute: Recompute) -> Iterator[str]:
     """Problems in the numbers of one arm."""
     small = {key: read_array(dataset) for key, dataset in datasets_in(group).items() if dataset.ndim <= 2}
     problems = [f"{name}: {problem}" for problem in contradictions(small)]
     if problems:
-        return problems
+        yield from problems
+        return
+    matrices = ((index, violations(cells, recompute)) for index, cells in _blocks(group, small))
+    yield from _claims(name, small, matrices, "matrices", SPECTRUM_AXES)
+    layers = ((index, layer_violations(spectra, recompute)) for index, spectra in _layer_blocks(group, small))
+    yield from _claims(name, small, layers, "layer outputs", LAYER_AXES)
+
+
+def _claims(
+    name: str,
+    labels: Mapping[str, NDArray[Any]],
+    blocks: Iterable[tuple[Mapping[str, int], Iterator[Violation]]],
+    things: str,
+    axes: Sequence[str],
+) -> Iterator[str]:
+    """One line for every broken claim: how often, and where first."""
     found: dict[str, tuple[int, str]] = {}
-    for index, cells in _blocks(group, small):
-        for claim, broken in violations(cells, recompute):
+    for index, broken_claims in blocks:
+        free = [axis for axis in axes if axis not in index]
+        for claim, broken in broken_claims:
             count, first = found.get(claim, (0, ""))
-            sequence, head = np.argwhere(broken)[0].tolist()
-            where = first or cell_name(small, (*index[:4], sequence, index[4], head))
+            position = {**index, **dict(zip(free, np.argwhere(broken)[0].tolist(), strict=True))}
+            where = first or cell_name(labels, (position[axis] for axis in axes), axes)
             found[claim] = (count + int(broken.sum()), where)
-    return [f"{name}: {claim}, got {n} matrices that break it, the first at {at}" for claim, (n, at) in found.items()]
+    for claim, (count, first) in found.items():
+        yield f"{name}: {claim}, got {count} {things} that break it, the first at {first}"
 
 
-def _blocks(group: h5py.Group, small: Mapping[str, NDArray[Any]]) -> Iterator[tuple[tuple[int, ...], Cells]]:
-    """One layer at a time: its index (seed, step, region, applied_mask, layer) and its numbers, "sequence head"."""
-    datasets, measures = datasets_in(group), measures_in(group)
-    names = [variable.name for variable in schema.GROUP_VARIABLES if variable.dimensions[:4] == _BLOCK_AXES]
-    sizes = [small[axis].size for axis in (*_BLOCK_AXES, "layer")]
+def _indices(axes: Sequence[str], labels: Mapping[str, NDArray[Any]]) -> Iterator[dict[str, int]]:
+    """Every position along some axes, by name."""
+    for position in product(*(range(labels[axis].size) for axis in axes)):
+        yield dict(zip(axes, position, strict=True))
+
+
+def _blocks(group: h5py.Group, small: Mapping[str, NDArray[Any]]) -> Iterator[tuple[dict[str, int], Cells]]:
+    """One layer at a time: where it is, and its numbers, "sequence head"."""
+    datasets, contents = datasets_in(group), contents_in(group)
+    names = [variable.name for variable in schema.GROUP_VARIABLES if variable.dimensions[:4] == SPECTRUM_AXES[:4]]
+    rows_sum_to_one = bool(attributes_of(group).get(schema.ROWS_SUM_TO_ONE, 1))
     heads = small["head"].size
-    for index in product(*map(range, sizes)):
-        selection = (*index[:4], slice(None), index[4])
-        rows, columns = small["rows"][index[2]], small["columns"][index[2]]
+    for index in _indices(("seed", "step", "region", "applied_mask", "layer"), small):
+        selection = tuple(index.get(axis, slice(None)) for axis in SPECTRUM_AXES)
+
+        def read(name: str, selection: tuple[int | slice, ...] = selection) -> NDArray[Any]:
+            return read_array(datasets[name], selection)
+
+        sides = {
+            side: np.repeat(small[side][index["region"]].astype(np.int64)[:, np.newaxis], heads, axis=1)
+            for side in ("rows", "columns")
+        }
         yield (
             index,
             Cells(
-                **{name: read_array(datasets[name], selection) for name in names},
-                rank=np.repeat(np.minimum(rows, columns).astype(np.int64)[:, np.newaxis], heads, axis=1),
-                columns=np.repeat(columns.astype(np.int64)[:, np.newaxis], heads, axis=1),
-                measures={name: read_array(datasets[name], selection) for name in measures},
+                **{name: read(name) for name in names},
+                **sides,
+                measures={name: read(name) for name in contents.measures},
+                brackets={name: (read(f"{name}_lower"), read(f"{name}_upper")) for name in contents.estimated},
+                errors={name: read(f"{name}_error") for name in contents.errors},
+                rows_sum_to_one=rows_sum_to_one,
             ),
         )
 
 
-def _intervals(group: h5py.Group) -> Iterator[str]:
-    axes = {axis: read_array(group[axis]) for axis in schema.COMPARISON_AXES}
-    yield from (f"{schema.COMPARISON}: {problem}" for problem in contradictions(axes))
-    for variable in schema.COMPARISON_VARIABLES:
-        mean, lower, upper = np.moveaxis(read_array(group[variable.name]), -1, 0)
-        with np.errstate(invalid="ignore"):
-            broken = int(((lower > mean) | (upper < mean)).sum())
-        if broken:
-            yield f"{schema.COMPARISON}: {variable.name} must lie inside its interval, got {broken} outside"
+def _layer_blocks(group: h5py.Group, small: Mapping[str, NDArray[Any]]) -> Iterator[tuple[dict[str, int], Spectra]]:
+    """The outputs of one layer at a time: where it is, and its numbers, "sequence"."""
+    datasets, measures = datasets_in(group), contents_in(group).layer_measures
+    if measures is None:
+        return
+    sides = np.full(small["sequence"].size, small["output_component"].size, dtype=np.int64)
+    for index in _indices(("seed", "step", "layer"), small):
+        selection = tuple(index.get(axis, slice(None)) for axis in LAYER_AXES)
+        names = ("singular_values", "floor_arithmetic", *measures)
+        arrays = {name: read_array(datasets[f"{LAYER_OUTPUT}{name}"], selection) for name in names}
+        yield (
+            index,
+            Spectra(
+                singular_values=arrays.pop("singular_values"),
+                floor_arithmetic=arrays.pop("floor_arithmetic"),
+                rows=sides,
+                columns=sides,
+                measures=arrays,
+                rows_sum_to_one=False,
+            ),
+        )

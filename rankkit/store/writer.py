@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,18 +14,17 @@ from numpy.typing import ArrayLike
 
 from rankkit.errors import SpectrumFileError
 from rankkit.store import schema
-from rankkit.store.consistency import contradictions
-from rankkit.store.datasets import create_axes, create_dataset, set_attributes
+from rankkit.store.comparison import comparison_groups
+from rankkit.store.datasets import create_dataset, set_attributes
+from rankkit.store.functional import CutLosses
 from rankkit.store.groups import GroupWriter, create_group
 from rankkit.store.hdf5 import h5py, sha256_of_attributes
 from rankkit.store.layout import Attribute, GroupLayout, check_attributes, check_text
+from rankkit.store.names import baseline_of, baseline_problem, check_group_name
 from rankkit.store.output import HDF5Output
 from rankkit.store.verification import verify
 
 __all__ = ["SpectrumWriter"]
-
-_GROUP_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*(/[a-z0-9][a-z0-9_.-]*){0,3}")
-_TAKEN_NAMES = {schema.COMPARISON, *(variable.name for variable in schema.ROOT_STRINGS)}
 
 
 class SpectrumWriter:
@@ -82,6 +80,7 @@ class SpectrumWriter:
         for name, text in {**self._strings, "title": title}.items():
             check_text(name, text)
         self._groups: dict[str, GroupWriter] = {}
+        self._functional: set[str] = set()
         self._output: HDF5Output | None = None
 
     def __enter__(self) -> Self:
@@ -106,7 +105,7 @@ class SpectrumWriter:
             output.discard()
 
     def group(self, name: str, layout: GroupLayout) -> GroupWriter:
-        """Add an arm, or one kind of attention of an arm.
+        """Add an arm, one kind of attention of an arm, or one baseline of an arm.
 
         Args:
             name: such as "gpt", "t5/encoder" or "baselines/uniform/gpt".
@@ -116,14 +115,14 @@ class SpectrumWriter:
             What takes its results.
 
         Raises:
-            ValueError: the name is taken or not made of lower-case letters, digits, "_", "-" and ".".
+            ValueError: the name is taken, not made of lower-case letters, digits, "_", "-" and ".", of an unknown
+                baseline, or of the signed one with a layout of attention.
             StorageError: the file system refuses.
         """
-        if not _GROUP_NAME.fullmatch(name) or name.split("/")[0] in _TAKEN_NAMES or name in self._groups:
-            raise ValueError(
-                f"name must be new, of lower-case letters, digits, '_', '-' and '.', at most four levels, "
-                f"got {name!r}. Rename the group."
-            )
+        check_group_name(name, self._groups)
+        problem = baseline_problem(name, rows_sum_to_one=layout.rows_sum_to_one)
+        if problem is not None:
+            raise ValueError(f"{problem}. Correct the layout.")
         output = self._opened()
         datasets = output.run(lambda file: create_group(file, name, layout))
         self._groups[name] = GroupWriter(output, name, layout, datasets)
@@ -140,49 +139,81 @@ class SpectrumWriter:
         learned_effect: ArrayLike,
         interaction: ArrayLike,
         attributes: Mapping[str, Attribute],
+        same_mask: ArrayLike | None = None,
+        mean_gap: ArrayLike | None = None,
+        mean_mask_effect: ArrayLike | None = None,
+        mean_learned_effect: ArrayLike | None = None,
+        mean_interaction: ArrayLike | None = None,
+        mean_same_mask: ArrayLike | None = None,
+        steps: Sequence[int] | None = None,
     ) -> None:
         """Write the differences between two arms; once per file.
 
         Args:
-            measures: labels of the first axis.
-            regions: labels of the second axis.
-            layers: labels of the third axis.
+            measures: labels of the measure axis.
+            regions: labels of the region axis.
+            layers: labels of the layer axis.
             gap: "measure region layer bound", where bound is mean, lower, upper; nan where there is no interval.
             mask_effect: the same axes.
             learned_effect: the same axes.
             interaction: the same axes.
             attributes: which arms, what kind of interval, over how many seeds.
+            same_mask: "measure region layer", root mean square difference between two seeds of one arm.
+            mean_gap: "measure region bound", the gap of the mean over trained layers, with its own interval.
+            mean_mask_effect: the same axes.
+            mean_learned_effect: the same axes.
+            mean_interaction: the same axes.
+            mean_same_mask: "measure region".
+            steps: training steps, rising; every array then has a first axis "step". /comparison is about the last of
+                them, and where there are several, /comparison/by_step about all.
 
         Raises:
             ValueError: a shape does not fit its labels, a label is repeated or unknown, or it was written before.
             StorageError: the file system refuses.
         """
-        check_attributes(attributes, (), ())
-        labels: dict[str, Sequence[object]] = {
-            "measure": measures,
-            "region": regions,
-            "layer": layers,
-            "bound": schema.BOUNDS,
+        given = {
+            "gap": gap,
+            "mask_effect": mask_effect,
+            "learned_effect": learned_effect,
+            "interaction": interaction,
+            "same_mask": same_mask,
+            "mean_gap": mean_gap,
+            "mean_mask_effect": mean_mask_effect,
+            "mean_learned_effect": mean_learned_effect,
+            "mean_interaction": mean_interaction,
+            "mean_same_mask": mean_same_mask,
         }
-        for problem in contradictions({axis: np.asarray(values) for axis, values in labels.items()}):
-            raise ValueError(f"{problem}. Correct the labels.")
-        given = {"gap": gap, "mask_effect": mask_effect, "learned_effect": learned_effect, "interaction": interaction}
-        arrays = {name: np.asarray(values, dtype=np.float64) for name, values in given.items()}
-        expected = tuple(len(axis) for axis in labels.values())
-        for name, values in arrays.items():
-            if values.shape != expected:
-                raise ValueError(f"{name} must have shape {expected}, got {values.shape}. Give one entry per label.")
+        arrays = {name: values for name, values in given.items() if values is not None}
+        labels = {"measure": measures, "region": regions, "layer": layers, "bound": schema.BOUNDS}
+        groups = comparison_groups(labels, steps, arrays, attributes)
 
         def write(file: h5py.File) -> None:
             if schema.COMPARISON in file:
                 raise ValueError("comparison must be written once, got a second one. Put all measures into one call.")
-            group = file.create_group(schema.COMPARISON, track_order=True)
-            set_attributes(group, attributes)
-            create_axes(group, labels)
-            for variable in schema.COMPARISON_VARIABLES:
-                create_dataset(group, variable, labels, arrays[variable.name])
+            for group in groups:
+                group.write(file)
 
         self._opened().run(write)
+
+    def functional(self, arm: str, values: CutLosses) -> None:
+        """Write what it costs an arm to cut the rank of its attention; once per arm.
+
+        Args:
+            arm: name of a group that was added before.
+            values: losses with and without cuts.
+
+        Raises:
+            ValueError: there is no such group, or it was written before.
+            StorageError: the file system refuses.
+        """
+        waiting = [name for name in self._groups if baseline_of(name) is None and name not in self._functional]
+        if arm not in waiting:
+            raise ValueError(
+                f"arm must be an arm of this file whose functional rank is not written yet ({', '.join(waiting)}), "
+                f"got {arm!r}. Add its group first, and write it once."
+            )
+        self._opened().run(lambda file: values.write(file, arm))
+        self._functional.add(arm)
 
     def _opened(self) -> HDF5Output:
         if self._output is None:

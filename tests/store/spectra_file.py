@@ -1,6 +1,6 @@
 """A small spectrum file with real spectra: two arms, two seeds, two regions, both masks."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rankkit.store import METHODS, STATUSES, GroupLayout, MeasureDescription, Slab, SpectrumWriter
+from rankkit.store import METHODS, STATUSES, GroupLayout, MeasureDescription, Slab, Spectra, SpectrumWriter
 
 SEQUENCE_LENGTH = 6
 PREFIX_LENGTH = 4
@@ -32,14 +32,17 @@ def effective_rank(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.exp(-(shares * np.log(shares)).sum(axis=-1))
 
 
-RECOMPUTE = {
+FUNCTIONS = {
     "effective_rank": effective_rank,
     "participation_ratio": participation_ratio,
     "stable_rank": stable_rank,
 }
+RECOMPUTE: dict[str, Callable[[Spectra], NDArray[np.float64]]] = {
+    name: lambda spectra, f=function: f(spectra.singular_values) for name, function in FUNCTIONS.items()
+}
 MEASURES = {
     name: MeasureDescription(long_name=name.replace("_", " "), definition=f"the {name} of é", source="a paper")
-    for name in (*RECOMPUTE, "attention_entropy")
+    for name in (*FUNCTIONS, "attention_entropy")
 }
 
 
@@ -79,7 +82,7 @@ def slab(size: int, shape: tuple[int, ...], generator: np.random.Generator) -> S
         resolved_model=(values > floor_model[..., np.newaxis]).sum(axis=-1),
         method=METHODS.index("gram"),
         status=STATUSES.index("ok"),
-        measures={name: function(values) for name, function in RECOMPUTE.items()}
+        measures={name: function(values) for name, function in FUNCTIONS.items()}
         | {"attention_entropy": generator.uniform(0, np.log(size), shape)},
     )
 
@@ -114,9 +117,9 @@ def write_spectra(path: Path, *, arms: tuple[str, ...] = ("gpt",), **changes: An
 
 
 def write_comparison(writer: SpectrumWriter, **changes: Any) -> None:
-    shape = (len(RECOMPUTE), len(SIZES), LAYERS, 3)
+    shape = (len(FUNCTIONS), len(SIZES), LAYERS, 3)
     bounds = np.broadcast_to(np.array([0.5, 0.25, 0.75]), shape)
     values: dict[str, Any] = dict.fromkeys(("gap", "mask_effect", "learned_effect", "interaction"), bounds)
-    values |= {"measures": list(RECOMPUTE), "regions": list(SIZES), "layers": range(LAYERS)}
+    values |= {"measures": list(FUNCTIONS), "regions": list(SIZES), "layers": range(LAYERS)}
     values["attributes"] = {"arms": "gpt - unilm", "interval": "paired t over seeds", "seeds": 2}
     writer.comparison(**(values | changes))

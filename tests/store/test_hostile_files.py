@@ -84,7 +84,7 @@ def test_a_newer_minor_schema_is_read(copy: Path) -> None:
 
 def test_a_schema_that_is_no_version_is_refused(copy: Path) -> None:
     change_root(copy, rankkit_schema="latest")
-    refused(copy, "rankkit_schema must be a version such as 1.0, got 'latest'")
+    refused(copy, "rankkit_schema must be a version such as 1.1, got 'latest'")
 
 
 def test_an_unfinished_file_is_refused(copy: Path) -> None:

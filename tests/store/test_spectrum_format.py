@@ -10,8 +10,9 @@ from store.spectra_file import LAYERS, MEASURES, SIZES, layout, slabs
 
 from rankkit.axes import SPECTRUM_AXES
 from rankkit.store import SEQUENCES_PER_CHUNK, schema
+from rankkit.store.contents import GroupContents
 from rankkit.store.groups import create_group
-from rankkit.store.schema import COMPARISON_VARIABLES, group_variables
+from rankkit.store.schema import COMPARISON_VARIABLES
 
 ENGINES = ["h5netcdf", "netcdf4"]
 
@@ -20,8 +21,9 @@ ENGINES = ["h5netcdf", "netcdf4"]
 def test_an_arm_opens_in_xarray_with_the_axes_of_the_schema(finished: Path, engine: Any) -> None:
     with xarray.open_dataset(finished, engine=engine, group="unilm") as dataset:
         assert dataset.attrs["mask"] == "prefix"
-        assert set(dataset.data_vars) == {variable.name for variable in group_variables(MEASURES)}
-        for variable in group_variables(MEASURES):
+        variables = [variable for variable in GroupContents(measures=MEASURES).variables if not variable.optional]
+        assert set(dataset.data_vars) == {variable.name for variable in variables}
+        for variable in variables:
             assert dataset[variable.name].dims == variable.dimensions
             assert dataset[variable.name].attrs["long_name"] == variable.long_name
         assert dataset["seed"].values.tolist() == [0, 7]
@@ -49,7 +51,8 @@ def test_root_comparison_and_whole_tree_open_in_xarray(finished: Path, engine: A
         assert root.attrs["cpu"] == "Ünïcode CPU"
         assert root["configuration"].item() == "seed = 0\n# größer\n"
     with xarray.open_dataset(finished, engine=engine, group="comparison") as comparison:
-        assert all(comparison[v.name].dims == schema.COMPARISON_AXES for v in COMPARISON_VARIABLES)
+        assert set(comparison.data_vars) == {v.name for v in COMPARISON_VARIABLES if not v.optional}
+        assert all(comparison[name].dims == schema.COMPARISON_AXES for name in comparison.data_vars)
         assert comparison["gap"].sel(measure="stable_rank", region="full", layer=1, bound="upper").item() == 0.75
     with xarray.open_datatree(finished, engine=engine) as tree:
         assert {"gpt", "unilm", "comparison"} <= set(tree.children)

@@ -48,7 +48,7 @@ def test_root_gives_attributes_and_texts(finished: Path) -> None:
     assert root.certificate == '{"matched": true}'
     assert root.command == "rankkit spectrum runs/demo"
     assert HOST.items() <= root.attributes.items()
-    assert (root.attributes["rankkit_schema"], root.attributes["created"]) == ("1.0", CREATED)
+    assert (root.attributes["rankkit_schema"], root.attributes["created"]) == ("1.1", CREATED)
 
 
 def test_description_counts_matrices_methods_and_resolved_values(finished: Path) -> None:

@@ -195,8 +195,11 @@ EDITS = [
     (outside_interval, "comparison: gap must lie inside its interval, got 1 outside"),
     (long_prefix, "gpt: prefix_length must be between 0 and 6 (key positions), got 4 to 7"),
     (repeated_layer, "gpt: layer must hold at least one label and none twice, got [0, 0]"),
-    (unknown_region, "gpt: region must be among full, prefix_block, got 'middle'"),
-    (smaller_matrices, "gpt: component must have 5 entries, as the largest matrix, got 6"),
+    (
+        unknown_region,
+        "gpt: region must be among full, prefix_block, first_key_removed, prefix_block_first_key_removed, got 'middle'",
+    ),
+    (smaller_matrices, "gpt: component must have at most 5 entries, as the largest matrix, got 6"),
     (other_certificate, "certificate must match its checksum, got another text"),
 ]
 
