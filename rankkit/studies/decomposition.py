@@ -16,25 +16,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Final
 
 import numpy as np
-from einops import reduce
 from numpy.typing import NDArray
 
 from rankkit.masks import MaskKind
 from rankkit.statistics import Interval, bootstrap_over_documents, mean_interval
+from rankkit.studies.head_means import Bracket, HeadMeans, head_means
 from rankkit.studies.run import Run
-from rankkit.training.config import Objective
+from rankkit.studies.same_mask import SameMask, same_mask
+from rankkit.training.config import ArmConfig, Objective
 
-__all__ = ["EFFECTS", "Decomposition", "Row", "decompose", "effects"]
+__all__ = ["EFFECTS", "Decomposition", "Row", "decompose", "effects", "untrained"]
 
 EFFECTS: Final = ("gap", "mask_effect", "learned_effect", "interaction")
 
 Array = NDArray[np.float64]
 
 _NAMES_OF_KEYS: Final = ("sink_position",)  # a key's index has no mean over heads, and no difference
+_OF_THE_PREFIX: Final = ("prefix_block", "prefix_block_first_key_removed")
+_WIDENED: Final = "widened by the brackets of estimates"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,14 +50,34 @@ class Row:
     untrained: bool
     """Rows of this block before p - 1 enter the loss only where training drew a shorter prefix, so it is left out of the
     mean."""
-    causal: float
-    """Mean of the causal arm under its own mask."""
-    prefix: float
-    """Mean of the prefix arm under its own mask."""
+    own: tuple[Interval, Interval]
+    """(causal arm, prefix arm): mean under its own mask."""
     effects: Mapping[str, Interval]
-    """Gap, mask effect, learned effect and interaction."""
-    same_mask: float
-    """Root mean square difference between two seeds of one arm: what another seed alone does. nan with one seed."""
+    """Gap, mask effect, learned effect and interaction, of the matrices that have a value under both masks."""
+    control: SameMask
+    """The same-mask control: how far seeds of one arm differ."""
+    matrices: int
+    """How many matrices stand behind the row: both arms, both masks, all seeds, sequences and heads."""
+    missing: int
+    """How many of them have no finite value (their spectrum failed, or the measure is not defined for them) and were
+    left out."""
+    estimated: int
+    """How many of them have a bracket instead of a value."""
+
+    @property
+    def causal(self) -> float:
+        """Mean of the causal arm under its own mask."""
+        return self.own[0].mean
+
+    @property
+    def prefix(self) -> float:
+        """Mean of the prefix arm under its own mask."""
+        return self.own[1].mean
+
+    @property
+    def same_mask(self) -> float:
+        """Root mean square difference between two single seeds of one arm, over both arms; nan with one seed."""
+        return self.control.pooled_between_seeds
 
     @property
     def order_matters(self) -> bool:
@@ -66,10 +88,12 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Decomposition:
-    """Gap and its parts for every measure, region and layer."""
+    """Gap and its parts for every measure, region and layer at one step of training."""
 
     arms: tuple[str, str]
     """(causal arm, prefix arm)."""
+    step: int
+    """Of the checkpoints that were measured."""
     measures: tuple[str, ...]
     regions: tuple[str, ...]
     layers: tuple[int, ...]
@@ -83,19 +107,54 @@ class Decomposition:
     @property
     def attributes(self) -> dict[str, str | int]:
         """What the HDF5 group says of itself."""
-        kind = next(iter(self.rows.values()))[0].effects["gap"].kind
-        return {"causal_arm": self.arms[0], "prefix_arm": self.arms[1], "seeds": self.seeds, "interval": kind}
+        kinds = (row.effects["gap"].kind for rows in self.rows.values() for row in rows if row.effects["gap"].count)
+        return {
+            "causal_arm": self.arms[0],
+            "prefix_arm": self.arms[1],
+            "seeds": self.seeds,
+            "interval": next(kinds, "no matrix has a value"),
+        }
+
+    def means(self, measure: str) -> tuple[Row, ...]:
+        """The rows over all trained layers, one for each region that has such a layer."""
+        return tuple(row for row in self.rows[measure] if row.layer is None)
 
     def bounds(self, effect: str) -> Array:
         """Mean, lower and upper bound, "measure region layer bound"."""
-        table = np.full((len(self.measures), len(self.regions), len(self.layers), 3), np.nan)
+        return self.arrays()[effect]
+
+    def arrays(self) -> dict[str, Array]:
+        """What the HDF5 group holds; nan where there is no interval, or no trained layer to average.
+
+        Returns:
+            Each of `EFFECTS`, "measure region layer bound", and `same_mask`, "measure region layer", the root mean square
+            difference between two seeds of one arm; and the same of the mean over trained layers, without the axis layer,
+            under `mean_` and their name.
+        """
+        places = (len(self.measures), len(self.regions))
+        shapes = {"": (*places, len(self.layers)), "mean_": places}
+        found: dict[str, Array] = {}
+        for prefix, shape in shapes.items():
+            found |= {f"{prefix}{name}": np.full((*shape, 3), np.nan) for name in EFFECTS}
+            found[f"{prefix}same_mask"] = np.full(shape, np.nan)
         for m, measure in enumerate(self.measures):
             for row in self.rows[measure]:
-                if row.layer is not None:
-                    interval = row.effects[effect]
-                    where = (m, self.regions.index(row.region), self.layers.index(row.layer))
-                    table[where] = (interval.mean, interval.lower, interval.upper)
-        return table
+                prefix = "mean_" if row.layer is None else ""
+                where: tuple[int, ...] = (m, self.regions.index(row.region))
+                where += () if row.layer is None else (self.layers.index(row.layer),)
+                found[f"{prefix}same_mask"][where] = row.same_mask
+                for name, interval in row.effects.items():
+                    found[f"{prefix}{name}"][where] = (interval.mean, interval.lower, interval.upper)
+        return found
+
+
+def untrained(region: str, layer: int, config: ArmConfig) -> bool:
+    """Whether the loss hardly reaches this part of a layer's attention.
+
+    Under a suffix loss the last layer's rows before p - 1 enter the loss only where training drew a shorter prefix.
+    """
+    last = config.model.num_layers - 1
+    return region in _OF_THE_PREFIX and layer == last and config.train.objective is Objective.SUFFIX
 
 
 def effects(causal_own: Array, causal_swapped: Array, prefix_own: Array, prefix_swapped: Array) -> dict[str, Array]:
@@ -137,87 +196,104 @@ def decompose(
     documents: NDArray[np.int64],
     layers: tuple[int, ...],
     regions: tuple[str, ...],
+    *,
+    step: int | None = None,
+    brackets: Mapping[str, Mapping[str, Bracket]] | None = None,
 ) -> Decomposition | None:
-    """Split every measure's gap.
+    """Split every measure's gap, at one step of training.
 
     Args:
         run: whose arms were measured.
-        values: by arm and measure, "seed region applied_mask sequence layer head" with applied masks own, swapped.
+        values: by arm and measure, "seed region applied_mask sequence layer head" with applied masks own, swapped; what
+            is not finite has no value.
         documents: "sequence", the held-out document of each.
         layers: that were measured.
         regions: that were measured.
+        step: of the checkpoints; the last one unless given.
+        brackets: by arm and measure, (lower, upper) like the values: what stands for a value that is not there. Means take
+            the middle, and every interval is widened by the mean half-brackets as if all errors had one sign.
 
     Returns:
         None where the run has no causal and prefix arm with the same objective, or nothing was measured that has a mean.
+
+    Raises:
+        ConfigurationError: a bracket of another shape than its values, or upside down.
     """
     pair = _pair(run)
     if pair is None or not values[pair[0]].keys() - set(_NAMES_OF_KEYS):
         return None
-    suffix = run.config.arm(pair[0]).train.objective is Objective.SUFFIX
-    last = run.config.base.model.num_layers - 1
-    untrained = np.array(
-        [[region == "prefix_block" and layer == last and suffix for layer in layers] for region in regions]
-    )
-    rows = {
-        measure: _rows(values[pair[0]][measure], values[pair[1]][measure], documents, layers, regions, untrained)
-        for measure in values[pair[0]]
-        if measure not in _NAMES_OF_KEYS
-    }
+    config = run.config.arm(pair[0])
+    flags = np.array([[untrained(region, layer, config) for layer in layers] for region in regions])
+    rows = {}
+    for measure in values[pair[0]]:
+        if measure not in _NAMES_OF_KEYS:
+            known = [(brackets or {}).get(arm, {}).get(measure) for arm in pair]
+            means = [head_means(values[arm][measure], bracket) for arm, bracket in zip(pair, known, strict=True)]
+            rows[measure] = _rows(means[0], means[1], documents, layers, regions, flags)
     return Decomposition(
         arms=pair,
+        step=run.config.base.train.steps if step is None else step,
         measures=tuple(rows),
         regions=regions,
         layers=layers,
-        untrained=untrained,
+        untrained=flags,
         rows=rows,
         seeds=next(iter(values[pair[0]].values())).shape[0],
     )
 
 
 def _rows(
-    causal: Array,
-    prefix: Array,
+    causal: HeadMeans,
+    prefix: HeadMeans,
     documents: NDArray[np.int64],
     layers: tuple[int, ...],
     regions: tuple[str, ...],
     untrained: NDArray[np.bool_],
 ) -> tuple[Row, ...]:
     """Lines of one measure."""
-    pattern = "seed region applied_mask sequence layer head -> applied_mask region layer seed sequence"
-    c, p = reduce(causal, pattern, "mean"), reduce(prefix, pattern, "mean")
     rows = []
     for r, region in enumerate(regions):
-        kept = [index for index in range(len(layers)) if not untrained[r, index]]
         for index, layer in enumerate(layers):
-            rows.append(_row(region, layer, bool(untrained[r, index]), c[:, r, index], p[:, r, index], documents))
-        if kept:
-            rows.append(_row(region, None, False, c[:, r, kept].mean(axis=1), p[:, r, kept].mean(axis=1), documents))
+            one, other = causal.over(r, [index]), prefix.over(r, [index])
+            rows.append(_row(region, layer, bool(untrained[r, index]), one, other, documents))
+        if kept := np.flatnonzero(~untrained[r]).tolist():
+            rows.append(_row(region, None, False, causal.over(r, kept), prefix.over(r, kept), documents))
     return tuple(rows)
 
 
 def _row(
-    region: str, layer: int | None, untrained: bool, causal: Array, prefix: Array, documents: NDArray[np.int64]
+    region: str,
+    layer: int | None,
+    untrained: bool,
+    causal: HeadMeans,
+    prefix: HeadMeans,
+    documents: NDArray[np.int64],
 ) -> Row:
-    """One line from "applied_mask seed sequence" of both arms; applied masks own, swapped."""
-    parts = effects(causal[0], causal[1], prefix[0], prefix[1])
+    """One line from the means of both arms in one place."""
+    parts = effects(causal.paired[0], causal.paired[1], prefix.paired[0], prefix.paired[1])
+    own_error = causal.error[0] + prefix.error[0]
+    total = float(causal.error.sum() + prefix.error.sum())
+    errors = {"gap": float(own_error), "mask_effect": total / 2, "learned_effect": total / 2, "interaction": total}
+    own = [_interval(arm.own, documents, float(arm.error[0]), "t over seeds") for arm in (causal, prefix)]
     return Row(
         region=region,
         layer=layer,
         untrained=untrained,
-        causal=float(causal[0].mean()),
-        prefix=float(prefix[0].mean()),
-        effects={name: _interval(part, documents) for name, part in parts.items()},
-        same_mask=_same_mask(causal[0].mean(axis=1), prefix[0].mean(axis=1)),
+        own=(own[0], own[1]),
+        effects={name: _interval(part, documents, errors[name]) for name, part in parts.items()},
+        control=same_mask(causal.own, prefix.own, documents),
+        matrices=int(causal.matrices + prefix.matrices),
+        missing=int(causal.missing + prefix.missing),
+        estimated=int(causal.estimated + prefix.estimated),
     )
 
 
-def _interval(table: Array, documents: NDArray[np.int64]) -> Interval:
-    """Over the seeds of "seed sequence", or with one seed over documents."""
+def _interval(table: Array, documents: NDArray[np.int64], error: float, kind: str = "paired t over seeds") -> Interval:
+    """Over the seeds of "seed sequence" that have a value, or with one seed over documents."""
+    by_seed = table.mean(axis=1)
+    known = by_seed[~np.isnan(by_seed)]
+    if known.size == 0:
+        return Interval(mean=np.nan, lower=np.nan, upper=np.nan, count=0, kind=kind)
     if len(table) > 1:
-        return mean_interval(table.mean(axis=1))
-    return bootstrap_over_documents(table[0], documents)
-
-
-def _same_mask(*by_seed: Array) -> float:
-    squares = [(a - b) ** 2 for means in by_seed for a, b in combinations(means.tolist(), 2)]
-    return float(np.sqrt(np.mean(squares))) if squares else float("nan")
+        return mean_interval(known, kind=kind).widened(error, _WIDENED)
+    return bootstrap_over_documents(table[0], documents).widened(error, _WIDENED)

@@ -11,11 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from small_run import run_config
+from tiny import STEPS
 
+from rankkit.axes import REGIONS as AXES
+from rankkit.errors import ConfigurationError
 from rankkit.files import RunDirectory
 from rankkit.statistics import bootstrap_over_documents, mean_interval
 from rankkit.studies import Decomposition, Run, decompose
-from rankkit.studies.decomposition import EFFECTS, effects
+from rankkit.studies.decomposition import EFFECTS, effects, untrained
 
 Array = NDArray[np.float64]
 
@@ -129,6 +132,10 @@ def test_a_row_is_the_paired_interval_of_its_seeds_means(region: str, layer: int
             (expected.mean, expected.lower, expected.upper)
         )  # fmt: skip
         assert (interval.count, interval.kind) == (3, "paired t over seeds")
+    for interval, by_seed in zip(found.own, (own, other), strict=True):
+        expected = mean_interval(by_seed)
+        assert (interval.lower, interval.upper) == pytest.approx((expected.lower, expected.upper))
+        assert interval.kind == "t over seeds"
     squares = [(a[i] - a[j]) ** 2 for a in (own, other) for i, j in ((0, 1), (0, 2), (1, 2))]
     assert found.same_mask == pytest.approx(math.sqrt(np.mean(squares)))
 
@@ -229,11 +236,185 @@ def test_without_such_a_pair_there_is_nothing_to_split(arms: tuple[str, ...]) ->
     assert decompose(run_of(*arms), values, DOCUMENTS, LAYERS, REGIONS) is None
 
 
-def test_a_matrix_that_failed_makes_its_rows_nan_and_no_other() -> None:
+# Matrices without a value, and with a bracket in place of one.
+
+
+def test_a_matrix_without_a_value_is_left_out_of_both_masks_and_counted() -> None:
     causal, prefix = drawn(), drawn(offset=5, seed=1)
     causal[1, 0, OWN, 2, 1, 0] = np.nan
+    found, without = split(causal, prefix), causal.copy()
+    for mask in (OWN, SWAPPED):  # leaving it out of its head's mean over sequences is to take that mean for it
+        without[1, 0, mask, 2, 1, 0] = causal[1, 0, mask, [0, 1, 3], 1, 0].mean()
+    expected = split(without, prefix)
+    for layer in (1, None):
+        for name in EFFECTS:
+            seen, wanted = (row(which, "full", layer).effects[name] for which in (found, expected))
+            assert (seen.mean, seen.lower) == pytest.approx((wanted.mean, wanted.lower), rel=1e-12)
+            assert seen.count == 3
+        assert row(found, "full", layer).causal == pytest.approx(row(expected, "full", layer).causal, rel=1e-12)
+        assert row(found, "full", layer).missing == 1
+    whole = split(drawn(), prefix)
+    for place in (("full", 0), ("prefix_block", 0), ("prefix_block", 1), ("prefix_block", None)):
+        assert row(found, *place).missing == 0
+        assert row(found, *place).effects["gap"] == row(whole, *place).effects["gap"]
+    assert [entry.matrices for entry in found.rows["effective_rank"]] == [144, 144, 288, 144, 144, 144]
+
+
+def test_a_head_without_any_value_is_left_out_and_a_seed_without_any_head_gives_one_value_fewer() -> None:
+    causal, prefix = drawn(), drawn(offset=5, seed=1)
+    causal[0, 0, OWN, :, 0, 2] = np.nan
+    causal[1, 0, OWN, :, 0] = -np.inf  # such as the log-determinant of a singular block: it has no mean either
+    found = row(split(causal, prefix), "full", 0)
+    by_seed = [
+        causal[0, 0, OWN, :, 0, :2].mean() - prefix[0, 0, OWN, :, 0].mean(),
+        causal[2, 0, OWN, :, 0].mean() - prefix[2, 0, OWN, :, 0].mean(),
+    ]
+    expected = mean_interval(by_seed)
+    assert found.effects["gap"].mean == pytest.approx(expected.mean)
+    assert found.effects["gap"].lower == pytest.approx(expected.lower)
+    assert found.effects["gap"].count == 2
+    assert found.missing == 4 + 12
+    assert row(split(causal, prefix), "full", None).effects["gap"].count == 2
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_measure_that_one_mask_does_not_have_shows_the_arm_that_has_it_and_no_effect(seeds: int) -> None:
+    causal, prefix = drawn(seeds), drawn(seeds, seed=1)
+    causal[:, :, SWAPPED] = prefix[:, :, OWN] = np.nan
     found = split(causal, prefix)
-    assert math.isnan(row(found, "full", 1).effects["gap"].mean)
-    assert math.isnan(row(found, "full", None).effects["gap"].mean)
-    assert math.isfinite(row(found, "full", 0).effects["gap"].mean)
-    assert math.isfinite(row(found, "prefix_block", None).effects["gap"].mean)
+    for entry in found.rows["effective_rank"]:
+        assert math.isfinite(entry.causal)
+        assert math.isnan(entry.prefix)
+        assert all(math.isnan(entry.effects[name].mean) for name in EFFECTS)
+        assert not entry.order_matters
+        assert entry.missing == entry.matrices // 2
+    assert found.attributes["interval"] == "no matrix has a value"
+
+
+def bracketed(values: Array, half: float) -> tuple[Array, tuple[Array, Array]]:
+    """Every matrix of head 0 as an estimate whose middle is its value, the others exact."""
+    exact, lower, upper = values.copy(), np.full(values.shape, np.nan), np.full(values.shape, np.nan)
+    exact[..., 0] = np.nan
+    lower[..., 0], upper[..., 0] = values[..., 0] - half, values[..., 0] + half
+    return exact, (lower, upper)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_estimates_count_with_their_middle_and_widen_every_interval_by_their_mean_half_brackets(seeds: int) -> None:
+    causal, prefix = drawn(seeds), drawn(seeds, offset=5, seed=1)
+    plain = split(causal, prefix)
+    (c, of_c), (p, of_p) = bracketed(causal, 3.0), bracketed(prefix, 1.5)
+    values = {"gpt": {"effective_rank": c}, "unilm": {"effective_rank": p}}
+    brackets = {"gpt": {"effective_rank": of_c}, "unilm": {"effective_rank": of_p}}
+    found = decompose(run_of(), values, DOCUMENTS, LAYERS, REGIONS, brackets=brackets)
+    assert found is not None
+    error = {"causal": 3.0 / 3, "prefix": 1.5 / 3}  # one head of three
+    once, twice = error["causal"] + error["prefix"], 2 * (error["causal"] + error["prefix"])
+    wider = {"gap": once, "mask_effect": once, "learned_effect": once, "interaction": twice}
+    for seen, exact in zip(found.rows["effective_rank"], plain.rows["effective_rank"], strict=True):
+        for name, by in wider.items():
+            one, other = seen.effects[name], exact.effects[name]
+            assert one.mean == pytest.approx(other.mean, abs=1e-12)
+            assert (one.lower, one.upper) == pytest.approx((other.lower - by, other.upper + by))
+            assert one.kind == f"{other.kind}, widened by the brackets of estimates"
+        for one, other, by in zip(seen.own, exact.own, error.values(), strict=True):
+            assert (one.lower, one.upper) == pytest.approx((other.lower - by, other.upper + by))
+        assert (seen.missing, seen.estimated) == (0, seen.matrices // 3)
+
+
+def test_the_widened_gap_holds_the_gap_of_any_values_inside_their_brackets() -> None:
+    causal, prefix = drawn(), drawn(offset=5, seed=1)
+    (c, of_c), (p, of_p) = bracketed(causal, 3.0), bracketed(prefix, 1.5)
+    found = decompose(
+        run_of(), {"gpt": {"effective_rank": c}, "unilm": {"effective_rank": p}}, DOCUMENTS, LAYERS, REGIONS,
+        brackets={"gpt": {"effective_rank": of_c}, "unilm": {"effective_rank": of_p}},
+    )  # fmt: skip
+    assert found is not None
+    causal[:, :, OWN, ..., 0] += 3.0  # the worst case: every estimate errs by its half-bracket, against the other arm
+    prefix[:, :, OWN, ..., 0] -= 1.5
+    for seen, worst in zip(found.rows["effective_rank"], split(causal, prefix).rows["effective_rank"], strict=True):
+        assert seen.effects["gap"].upper == pytest.approx(worst.effects["gap"].upper)
+
+
+def test_a_bracket_stands_only_where_a_value_is_missing_and_without_ends_nothing_does() -> None:
+    causal, prefix = drawn(), drawn(offset=5, seed=1)
+    everywhere = (np.zeros(causal.shape), np.ones(causal.shape))
+    values = {"gpt": {"effective_rank": causal}, "unilm": {"effective_rank": prefix}}
+    found = decompose(
+        run_of(), values, DOCUMENTS, LAYERS, REGIONS, brackets={"gpt": {"effective_rank": everywhere}}
+    )  # fmt: skip
+    assert found is not None
+    assert row(found, "full", 0).effects["gap"] == row(split(causal, prefix), "full", 0).effects["gap"]
+    assert row(found, "full", 0).estimated == 0
+    causal[0, 0, OWN, 0, 0, 0] = np.nan
+    everywhere[1][0, 0, OWN, 0, 0, 0] = np.inf
+    found = decompose(
+        run_of(), values, DOCUMENTS, LAYERS, REGIONS, brackets={"gpt": {"effective_rank": everywhere}}
+    )  # fmt: skip
+    assert found is not None
+    assert (row(found, "full", 0).missing, row(found, "full", 0).estimated) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("bracket", "message"),
+    [
+        ((np.zeros(3), np.ones(3)), r"brackets must have the shape of their values, \(3, 2, 2, 4, 2, 3\), got \(3,\)"),
+        (
+            (np.ones((3, 2, 2, 4, 2, 3)), np.zeros((3, 2, 2, 4, 2, 3))),
+            r"brackets must be \(lower, upper\), got a lower",
+        ),
+    ],
+)
+def test_a_bracket_that_is_none_is_refused(bracket: tuple[Array, Array], message: str) -> None:
+    values = {"gpt": {"effective_rank": drawn()}, "unilm": {"effective_rank": drawn(seed=1)}}
+    with pytest.raises(ConfigurationError, match=message):
+        decompose(run_of(), values, DOCUMENTS, LAYERS, REGIONS, brackets={"gpt": {"effective_rank": bracket}})
+
+
+# Regions, steps.
+
+
+@pytest.mark.parametrize(
+    ("region", "expected"),
+    [("full", False), ("prefix_block", True), ("first_key_removed", False), ("prefix_block_first_key_removed", True)],
+)
+def test_a_block_of_the_prefix_is_untrained_in_the_last_layer_of_a_suffix_loss_alone(
+    region: str, expected: bool
+) -> None:
+    config = run_config(("gpt", "gpt-full"))
+    assert untrained(region, 1, config.arm("gpt")) is expected
+    assert not untrained(region, 0, config.arm("gpt"))
+    assert not untrained(region, 1, config.arm("gpt-full"))
+
+
+def test_all_four_regions_are_split_and_both_prefix_blocks_leave_out_the_untrained_layer() -> None:
+    arms = {
+        arm: {"effective_rank": np.concatenate([drawn(seed=number), drawn(seed=number + 5)], axis=1)}
+        for number, arm in enumerate(("gpt", "unilm"))
+    }
+    found = decompose(run_of(), arms, DOCUMENTS, LAYERS, AXES)
+    assert found is not None
+    assert found.untrained.tolist() == [[False, False], [False, True]] * 2
+    assert [entry.region for entry in found.means("effective_rank")] == list(AXES)
+
+
+def test_a_step_is_that_of_the_last_checkpoint_unless_given() -> None:
+    values = {"gpt": {"effective_rank": drawn()}, "unilm": {"effective_rank": drawn(seed=1)}}
+    found = [decompose(run_of(), values, DOCUMENTS, LAYERS, REGIONS, step=step) for step in (None, 5)]
+    assert [one.step for one in found if one is not None] == [STEPS, 5]
+
+
+def test_the_arrays_of_a_file_are_the_rows() -> None:
+    found = split(drawn()[..., [1], :], drawn(offset=5, seed=1)[..., [1], :], layers=(1,))
+    arrays = found.arrays()
+    assert {name: table.shape for name, table in arrays.items()} == {
+        **dict.fromkeys(EFFECTS, (1, 2, 1, 3)), "same_mask": (1, 2, 1),
+        **{f"mean_{name}": (1, 2, 3) for name in EFFECTS}, "mean_same_mask": (1, 2),
+    }  # fmt: skip
+    mean = row(found, "full", None)
+    for name in EFFECTS:
+        interval = mean.effects[name]
+        assert arrays[f"mean_{name}"][0, 0].tolist() == [interval.mean, interval.lower, interval.upper]
+        assert np.isnan(arrays[f"mean_{name}"][0, 1]).all()  # its only layer is untrained
+    assert arrays["same_mask"][0, :, 0].tolist() == [row(found, region, 1).same_mask for region in REGIONS]
+    assert arrays["mean_same_mask"][0, 0] == mean.same_mask
