@@ -1,20 +1,22 @@
 """Capturing attention as its factors while the forward pass stays fused.
 
-A forward pre-hook on the module that calls the kernel sees the kernel's very inputs. Nothing is recomputed and
-nothing is replaced, so the output is bit-identical to that of a forward pass without hooks.
+A forward pre-hook on the module that calls the kernel sees the kernel's very inputs, and on request a forward hook on
+the module around it sees what the layer adds to the residual stream. Nothing is recomputed and nothing is replaced, so
+the output is bit-identical to that of a forward pass without hooks.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from rankkit.errors import CaptureError
 from rankkit.hooks.factors import LayerFactors
-from rankkit.models.transformer import FusedAttention
+from rankkit.hooks.modules import AttentionLayer, attention_layers, check_whole_sequences, select_heads
 from rankkit.operators import AttentionOperator
 
 __all__ = ["Captured", "capture"]
@@ -57,6 +59,7 @@ def capture(
     *,
     layers: Collection[int] | None = None,
     heads: Collection[int] | None = None,
+    outputs: bool = False,
     on_layer: Callable[[LayerFactors], None] | None = None,
 ) -> Iterator[Captured]:
     """Capture queries and keys of a model's attention while it runs as it would have run.
@@ -68,7 +71,8 @@ def capture(
     Args:
         model: a rankkit `Transformer`. (Other models come with later versions.)
         layers: which, counted from 0; None for all.
-        heads: which of each layer; None for all.
+        heads: which of each layer; None for all. A layer's output is that of all its heads, whatever is chosen here.
+        outputs: whether to keep each layer's output too, sum_h A_h X W_V^h W_O^h, as `LayerFactors.output`.
         on_layer: called with each layer's factors during the forward pass. They are then not kept, so that no more than
             one layer's Q and K live at once.
 
@@ -78,19 +82,11 @@ def capture(
     Raises:
         CaptureError: the model has no attention that can be captured, or lacks a layer or head that was asked for.
     """
-    modules = [module for module in model.modules() if isinstance(module, FusedAttention)]
-    if not modules:
-        raise CaptureError(
-            f"model must be a rankkit Transformer, got {type(model).__name__} without fused attention in it. "
-            "Load it with rankkit.load_model."
-        )
-    wanted = sorted(range(len(modules)) if layers is None else set(layers))
-    if not wanted or wanted[0] < 0 or wanted[-1] >= len(modules):
-        raise CaptureError(f"layers must be within 0..{len(modules) - 1}, got {wanted}. Choose layers of this model.")
+    found = attention_layers(model, layers)
     captured = Captured()
     chosen_heads = None if heads is None else sorted(set(heads))
     receive = captured.add if on_layer is None else on_layer  # a collector may be empty, and so false
-    handles = [modules[layer].register_forward_pre_hook(_hook(layer, chosen_heads, receive)) for layer in wanted]
+    handles = [handle for layer in found for handle in _hooks(layer, chosen_heads, receive, outputs)]
     try:
         yield captured
     finally:
@@ -98,36 +94,42 @@ def capture(
             handle.remove()
 
 
-def _hook(
+def _hooks(
+    layer: AttentionLayer, heads: list[int] | None, receive: Callable[[LayerFactors], None], outputs: bool
+) -> list[Any]:
+    """Hand over a layer's factors before its kernel is called; with its output, once that is there."""
+    if not outputs:
+        return [layer.fused.register_forward_pre_hook(_on_inputs(layer.number, heads, receive))]
+    waiting: list[LayerFactors] = []
+
+    def on_output(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
+        receive(replace(waiting.pop(), output=output.detach()))
+
+    def on_begin(_: nn.Module, __: tuple[Any, ...]) -> None:
+        waiting.clear()  # what a forward pass that failed half way has left
+
+    return [
+        layer.whole.register_forward_pre_hook(on_begin),
+        layer.fused.register_forward_pre_hook(_on_inputs(layer.number, heads, waiting.append)),
+        layer.whole.register_forward_hook(on_output),
+    ]
+
+
+def _on_inputs(
     layer: int, heads: list[int] | None, receive: Callable[[LayerFactors], None]
 ) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
         query, key, _value, masks = inputs
-        if query.shape[-2] != key.shape[-2]:
-            raise CaptureError(
-                f"attention must be captured over whole sequences, got {query.shape[-2]} queries for {key.shape[-2]} "
-                "keys. Run the model without a key-value cache."
-            )
+        check_whole_sequences(query, key)
         receive(
             LayerFactors(
                 layer=layer,
                 kind="self",
-                query=_select(query, heads, layer),
-                key=_select(key, heads, layer),
+                query=select_heads(query, heads, layer),
+                key=select_heads(key, heads, layer),
                 masks=tuple(masks),
                 scale=query.shape[-1] ** -0.5,
             )
         )
 
     return hook
-
-
-def _select(tensor: Tensor, heads: list[int] | None, layer: int) -> Tensor:
-    """The chosen heads of "sequence head position feature", without gradients."""
-    if heads is None:
-        return tensor.detach()
-    if not heads or heads[0] < 0 or heads[-1] >= tensor.shape[1]:
-        raise CaptureError(
-            f"heads must be within 0..{tensor.shape[1] - 1} (layer {layer}), got {heads}. Choose heads of this model."
-        )
-    return tensor.detach()[:, heads]

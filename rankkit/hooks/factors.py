@@ -30,6 +30,9 @@ class LayerFactors:
     """One per sequence."""
     scale: float
     """Of the logits."""
+    output: Tensor | None = None
+    """"sequence query d_model": what the layer adds to the residual stream, sum_h A_h X W_V^h W_O^h over all heads; None
+    unless it was asked for."""
 
     def operators(self) -> Iterator[AttentionOperator]:
         """One operator "head query feature" per sequence."""
