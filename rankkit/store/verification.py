@@ -29,6 +29,7 @@ from rankkit.store.consistency import (
     layer_violations,
     violations,
 )
+from rankkit.store.contents import GroupContents
 from rankkit.store.datasets import has_type
 from rankkit.store.functional import functional_problems
 from rankkit.store.hdf5 import (
@@ -196,10 +197,13 @@ def _contents(name: str, group: h5py.Group, recompute: Recompute) -> Iterator[st
     if problems:
         yield from problems
         return
-    matrices = ((index, violations(cells, recompute)) for index, cells in _blocks(group, small))
+    contents = contents_in(group)
+    matrices = ((index, violations(cells, recompute)) for index, cells in _blocks(group, contents, small))
     yield from _claims(name, small, matrices, "matrices", SPECTRUM_AXES)
-    layers = ((index, layer_violations(spectra, recompute)) for index, spectra in _layer_blocks(group, small))
-    yield from _claims(name, small, layers, "layer outputs", LAYER_AXES)
+    if contents.layer_measures is not None:
+        outputs = _layer_blocks(group, contents.layer_measures, small)
+        layers = ((index, layer_violations(spectra, recompute)) for index, spectra in outputs)
+        yield from _claims(name, small, layers, "layer outputs", LAYER_AXES)
 
 
 def _claims(
@@ -228,9 +232,11 @@ def _indices(axes: Sequence[str], labels: Mapping[str, NDArray[Any]]) -> Iterato
         yield dict(zip(axes, position, strict=True))
 
 
-def _blocks(group: h5py.Group, small: Mapping[str, NDArray[Any]]) -> Iterator[tuple[dict[str, int], Cells]]:
+def _blocks(
+    group: h5py.Group, contents: GroupContents, small: Mapping[str, NDArray[Any]]
+) -> Iterator[tuple[dict[str, int], Cells]]:
     """One layer at a time: where it is, and its numbers, "sequence head"."""
-    datasets, contents = datasets_in(group), contents_in(group)
+    datasets = datasets_in(group)
     names = [variable.name for variable in schema.GROUP_VARIABLES if variable.dimensions[:4] == SPECTRUM_AXES[:4]]
     rows_sum_to_one = bool(attributes_of(group).get(schema.ROWS_SUM_TO_ONE, 1))
     heads = small["head"].size
@@ -257,11 +263,11 @@ def _blocks(group: h5py.Group, small: Mapping[str, NDArray[Any]]) -> Iterator[tu
         )
 
 
-def _layer_blocks(group: h5py.Group, small: Mapping[str, NDArray[Any]]) -> Iterator[tuple[dict[str, int], Spectra]]:
+def _layer_blocks(
+    group: h5py.Group, measures: Iterable[str], small: Mapping[str, NDArray[Any]]
+) -> Iterator[tuple[dict[str, int], Spectra]]:
     """The outputs of one layer at a time: where it is, and its numbers, "sequence"."""
-    datasets, measures = datasets_in(group), contents_in(group).layer_measures
-    if measures is None:
-        return
+    datasets = datasets_in(group)
     sides = np.full(small["sequence"].size, small["output_component"].size, dtype=np.int64)
     for index in _indices(("seed", "step", "layer"), small):
         selection = tuple(index.get(axis, slice(None)) for axis in LAYER_AXES)

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from store.rich_file import write_lean, write_rich
 from store.spectra_file import write_spectra
 
 
@@ -15,6 +16,21 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def one_arm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_spectra(tmp_path_factory.mktemp("spectra") / "spectrum.h5")
+
+
+@pytest.fixture(scope="session")
+def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rich(tmp_path_factory.mktemp("spectra") / "spectrum.h5")
+
+
+@pytest.fixture(scope="session")
+def lean(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_lean(tmp_path_factory.mktemp("spectra") / "spectrum.h5")
+
+
+@pytest.fixture
+def lean_copy(lean: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(lean, tmp_path / "copy.h5"))
 
 
 @pytest.fixture

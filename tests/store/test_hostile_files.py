@@ -259,8 +259,27 @@ def test_letters_in_the_data_that_look_like_a_heap_are_no_heap(tmp_path: Path, o
 
 
 def contents(path: Path) -> dict[str, Any]:
-    groups = {name: read_group(path, name) for name in ("gpt", "comparison")}
-    return groups | {"root": read_root(path)}
+    description = describe(path)
+    names = [group.name for group in description.groups] + [f"functional/{arm}" for arm in description.functional]
+    names += [
+        "comparison",
+        *(["comparison/by_step"] if description.comparison and description.comparison.steps else []),
+    ]
+    return {name: read_group(path, name) for name in names} | {"root": read_root(path)}
+
+
+def flip(original: Path, folder: Path, position: float, bit: int) -> None:
+    """One flipped bit is refused, reported, or changes nothing."""
+    data = bytearray(original.read_bytes())
+    data[int(position * len(data))] ^= 1 << bit
+    path = folder / "flipped.h5"
+    path.write_bytes(data)
+    try:
+        problems = verify(path, RECOMPUTE)
+    except SpectrumFileError:
+        return
+    if not problems:
+        np.testing.assert_equal(contents(path), contents(original))
 
 
 @settings(max_examples=25)
@@ -268,16 +287,49 @@ def contents(path: Path) -> dict[str, Any]:
 def test_a_flipped_bit_is_reported_or_changes_nothing(
     tmp_path_factory: pytest.TempPathFactory, one_arm: Path, position: float, bit: int
 ) -> None:
-    data = bytearray(one_arm.read_bytes())
-    data[int(position * len(data))] ^= 1 << bit
-    path = tmp_path_factory.mktemp("flip") / "flipped.h5"
-    path.write_bytes(data)
-    try:
-        problems = verify(path, RECOMPUTE)
-    except SpectrumFileError:
-        return
-    if not problems:
-        np.testing.assert_equal(contents(path), contents(one_arm))
+    flip(one_arm, tmp_path_factory.mktemp("flip"), position, bit)
+
+
+@settings(max_examples=10, deadline=None)
+@given(position=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_a_flipped_bit_in_a_file_of_everything_is_reported_or_changes_nothing(
+    tmp_path_factory: pytest.TempPathFactory, lean: Path, position: float, bit: int
+) -> None:
+    flip(lean, tmp_path_factory.mktemp("flip"), position, bit)
+
+
+@pytest.mark.parametrize("name", ["comparison", "functional", "comparison/by_step"])
+def test_a_variable_where_a_group_belongs_is_refused(lean_copy: Path, name: str) -> None:
+    with h5py.File(lean_copy, "r+", libver=("v110", "v110")) as file:
+        del file[name]
+        file[name] = np.arange(3)
+    refused(lean_copy, f"/{name} must be a group, got a variable. Restore a copy", [verify, describe, READERS[-1]])
+
+
+def remade(name: str, values: Any) -> Callable[[h5py.File], None]:
+    def edit(file: h5py.File) -> None:
+        del file["gpt"][name]
+        file["gpt"][name] = values
+
+    return edit
+
+
+MISTYPED = [
+    (remade("seed", np.int64(0)), "/gpt/seed must be of type int64 with axes .seed., got int64 of shape ()"),
+    (remade("method", np.zeros((1, 1, 2, 1, 2, 2, 2))), "/gpt/method must be of type int8 .*, got float64"),
+    (remade("rows", np.zeros((3, 2), dtype=np.int32)), "/gpt/rows must be of type int32 with axes .region, sequence."),
+    (remade("region", "full"), "/gpt/region must be of type string"),
+    (remade("head", np.zeros((2, 2), dtype=np.int64)), "/gpt/head must be of type int64 with axes .head."),
+]
+
+
+@pytest.mark.parametrize(("edit", "message"), MISTYPED)
+def test_a_description_refuses_variables_of_another_type_or_shape(
+    lean_copy: Path, edit: Callable[[h5py.File], None], message: str
+) -> None:
+    with h5py.File(lean_copy, "r+", libver=("v110", "v110")) as file:
+        edit(file)
+    refused(lean_copy, message, [describe])
 
 
 @pytest.mark.parametrize("name", ["singular_values", "stable_rank", "tokens", "method"])

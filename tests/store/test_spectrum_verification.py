@@ -4,23 +4,15 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from store.spectra_file import RECOMPUTE
+from store.spectra_file import RECOMPUTE, edited
 
 from rankkit.axes import SPECTRUM_AXES
 from rankkit.store import verify
 from rankkit.store.hdf5 import h5py as same_h5py
-from rankkit.store.hdf5 import sha256_of_attributes, sha256_of_strings
+from rankkit.store.hdf5 import sha256_of_strings
 
 CELL = (1, 0, 0, 1, 2, 1, 0)
 CELL_NAME = "seed 7, step 500, region full, applied_mask swapped, sequence 2, layer 1, head 0"
-
-
-def edited(path: Path, edit: Callable[[h5py.File], None]) -> Path:
-    """Change a finished file as a careful forger would, with valid checksums."""
-    with h5py.File(path, "r+", libver=("v110", "v110")) as file:
-        edit(file)
-        file.attrs["attributes_sha256"] = sha256_of_attributes(file)
-    return path
 
 
 def test_a_finished_file_has_no_problems(finished: Path) -> None:
