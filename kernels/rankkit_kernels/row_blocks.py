@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Final, TypeAlias
 
 import torch
@@ -85,8 +84,9 @@ def product(query: Tensor, key: Tensor, x: Tensor, plan: Plan, *, scale: float) 
         scale: of the logits.
 
     Returns:
-        "... query probe", without gradients. A row whose visible logits are all -inf gives zeros; other logits that are
-        not finite give nan in their own matrix alone.
+        "... query probe", without gradients, in memory probe by probe: passed on as it is, it need not be transposed
+        again. A row whose visible logits are all -inf gives zeros; other logits that are not finite give nan in their
+        own matrix alone.
 
     Raises:
         TypeError: a dtype other than float64 and float32, or several.
@@ -221,10 +221,7 @@ def _multiply(
 
     _sum_runs(sweep, plan, sums)
     shape = query.shape[:-2]
-    return (
-        mixed.mT.reshape(*shape, rows, mixed.shape[1]).contiguous(),
-        sums.mT.reshape(*shape, columns, sums.shape[1]).contiguous(),
-    )
+    return mixed.mT.reshape(*shape, rows, mixed.shape[1]), sums.mT.reshape(*shape, columns, sums.shape[1])
 
 
 def _matrices(factor: Tensor) -> Tensor:
@@ -391,15 +388,17 @@ def _visible(call: FusedCall) -> Tensor:
 def _sum_runs(work: Callable[[int, Run], Tensor], plan: Plan, sums: Tensor) -> None:
     """sums[matrix] += work(matrix, run) for all runs of the plan in their order; on the CPU each by one of a pool."""
     runs = _runs(plan, sums.device)
-    tasks = [partial(work, index, run) for index in range(len(sums)) for run in runs]
+    tasks = [(index, run) for index in range(len(sums)) for run in runs]
+    inference = torch.is_inference_mode_enabled()  # known to the calling thread only
+
+    def part(task: tuple[int, Run]) -> Tensor:
+        with torch.inference_mode(inference):
+            return work(*task)
+
     with _one_torch_thread(sums.device) as threads, ThreadPoolExecutor(max(1, min(threads, len(tasks)))) as pool:
-        parts = (task() for task in tasks) if threads == 1 or len(tasks) < 2 else pool.map(_call, tasks)
-        for number, part in enumerate(parts):
-            sums[number // len(runs)] += part
-
-
-def _call(task: Callable[[], Tensor]) -> Tensor:
-    return task()
+        parts = map(part, tasks) if min(threads, len(tasks)) <= 1 else pool.map(part, tasks)
+        for (index, _), found in zip(tasks, parts, strict=True):
+            sums[index] += found
 
 
 @contextmanager
