@@ -1,118 +1,290 @@
-"""The closing table of `spectrum`."""
+"""The closing tables of `spectrum`: ranks, gaps and their parts, each with its interval, its control and its meaning."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from rankkit.cli.console import Output, new_table
 from rankkit.statistics import Interval
 from rankkit.studies.decomposition import EFFECTS, Decomposition, Row
+from rankkit.studies.same_mask import PairsCalled, SameMask
 
-__all__ = ["decomposition_as_dict", "show_companions", "show_decomposition"]
+if TYPE_CHECKING:
+    from rich.table import Table
 
-_WORDS = {"full": "whole matrix", "prefix_block": "prefix block"}
+__all__ = ["decomposition_as_dict", "show_companions", "show_decomposition", "show_training"]
+
+_WORDS = {
+    "full": "whole matrix",
+    "prefix_block": "prefix block",
+    "first_key_removed": "first key removed",
+    "prefix_block_first_key_removed": "prefix block, first key removed",
+}
+_COMPANIONS = ("logit_std", "attention_entropy", "mean_ipr", "sink_mass")
+_WIDTH = 120  # letters: what the tables take
+_MOST_DECIMALS = 4  # a table's numbers stay comparable at a glance
+_TELLING = 0.25  # share of same-mask pairs called different from which the test is said to see seeds, not masks
 
 
 def show_decomposition(found: Decomposition, measure: str, output: Output) -> None:
-    """Effective rank (or another measure) of both arms by region and layer, with gap, mask and learned effect."""
-    causal, prefix = found.arms
-    over = f"{found.seeds} seeds" if found.seeds > 1 else "one seed: error of the evaluation alone, no verdict"
-    known = any(
-        interval.half_width == interval.half_width for row in found.rows[measure] for interval in row.effects.values()
-    )
-    spread = "mean ± half of the 95% interval" if known else "means without an interval: too few documents"
-    title = f"{measure.replace('_', ' ')}, {spread} ({over})"
-    headings = ("region", "layer", causal, prefix, "gap", "mask effect", "learned effect", "interaction", "same mask")
-    table = new_table(title, headings)
-    for row in found.rows[measure]:
-        table.add_row(*_cells(row), end_section=row.layer is None)
-    output.table(table)
-    output.say(
-        f"gap = {causal} - {prefix} = mask effect + learned effect. Mask effect: what changes when only the mask over the "
-        "same Q and K changes.\nsame mask: rms difference between two seeds of one arm, to be held against the gap "
-        "of a single seed."
-    )
-    if any(row.untrained for row in found.rows[measure]):
-        output.say(
-            "* rows before p - 1 of the last layer enter the loss only where a shorter prefix was drawn, in the two arms "
-            "unequally: this prefix block is left out of the mean."
-        )
-    if any(row.order_matters for row in found.rows[measure]):
-        output.say(
-            "~ the interaction (how far the mask effect differs between the two arms' Q and K) exceeds the smaller effect: "
-            "there the split depends on the order of the factors."
-        )
-    if found.seeds > 1:
-        output.say(_sentence(found, measure))
+    """Effective rank (or another measure) of both arms by layer, with gap and parts: a table for each region, then help.
+
+    Args:
+        found: the last step of training, or the only one.
+        measure: from its measures.
+        output: where to.
+    """
+    for region in found.regions:
+        rows = [row for row in found.rows[measure] if row.region == region]
+        title = f"{_words(region)}: {_spoken(measure)} ({_over(found)})"
+        output.table(_table(title, "layer", [(_layer(row), row) for row in rows], found))
+    for line in (*_help(found, measure, found.rows[measure]), *_verdicts(found, measure)):
+        _say(line, output)
+
+
+def show_training(steps: Sequence[Decomposition], measure: str, output: Output) -> None:
+    """The means over trained layers at every step that was measured: a table for each region.
+
+    Args:
+        steps: in the order of training, all of the same regions.
+        measure: from their measures.
+        output: where to.
+    """
+    last = steps[-1]
+    for region in last.regions:
+        rows = [(one.step, row) for one in steps for row in one.means(measure) if row.region == region]
+        if rows:
+            title = f"through training, {_words(region)}: {_spoken(measure)}, mean over trained layers ({_over(last)})"
+            output.table(_table(title, "step", [(f"{step:,}", row) for step, row in rows], last))
 
 
 def show_companions(found: Decomposition, output: Output) -> None:
     """What a rank means nothing without: logit spread, entropy and concentration of both arms, by region and layer."""
-    companions = [
-        name for name in ("logit_std", "attention_entropy", "mean_ipr", "sink_mass") if name in found.measures
-    ]
+    companions = [name for name in _COMPANIONS if name in found.measures]
     if not companions:
         return
     title = f"what decides a rank besides the mask: {found.arms[0]} / {found.arms[1]}"
-    table = new_table(title, ["region", "layer", *(name.replace("_", " ") for name in companions)])
+    output.say()
+    table = new_table(title, ["region", "layer", *(_spoken(name) for name in companions)])
     for number, row in enumerate(found.rows[companions[0]]):
         rows = [found.rows[name][number] for name in companions]
-        layer = "mean" if row.layer is None else f"{row.layer}{'*' if row.untrained else ''}"
-        values = [f"{entry.causal:.3f} / {entry.prefix:.3f}" for entry in rows]
-        table.add_row(_WORDS.get(row.region, row.region), layer, *values, end_section=row.layer is None)
+        values = [f"{_number(entry.causal, 3)} / {_number(entry.prefix, 3)}" for entry in rows]
+        table.add_row(_words(row.region), _layer(row).rstrip("~"), *values, end_section=row.layer is None)
     output.table(table)
+    for name in companions:
+        _say(f"{_spoken(name)} = {_definition(name)}.", output)
 
 
-def _sentence(found: Decomposition, measure: str) -> str:
-    """What the mean over the layers of the last region shows, in words."""
-    row = [row for row in found.rows[measure] if row.layer is None][-1]
-    words = f"{measure.replace('_', ' ')} of the {_WORDS.get(row.region, row.region)}, mean over trained layers"
-    parts = {name: row.effects[name] for name in ("gap", "mask_effect", "learned_effect")}
-    said = [
-        f"{name.replace('_', ' ')} {interval.mean:+.2f} ({'resolved' if interval.resolved else 'not resolved'})"
-        for name, interval in parts.items()
-    ]
-    return f"{words}: {', '.join(said)} over {found.seeds} seeds."
+def _table(title: str, first: str, rows: Sequence[tuple[str, Row]], found: Decomposition) -> Table:
+    """With as many decimals as say something, and fit."""
+    control = ["A/A"] if found.seeds > 1 else []
+    headings = [first, *found.arms, "gap", *control, "mask effect", "learned effect", "interaction"]
+    decimals = _decimals([row for _, row in rows])
+    cells = [[label, *_cells(row, decimals, control=bool(control))] for label, row in rows]
+    while decimals > 0 and _width([headings, *cells]) > _WIDTH:
+        decimals -= 1
+        cells = [[label, *_cells(row, decimals, control=bool(control))] for label, row in rows]
+    table = new_table(title, headings)
+    layers = [row.layer is not None for _, row in rows]
+    for line, here, after in zip(cells, layers, [*layers[1:], True], strict=True):
+        table.add_row(*line, end_section=here and not after)
+    return table
 
 
-def _cells(row: Row) -> list[str]:
-    layer = (
-        "mean" if row.layer is None else f"{row.layer}{'*' if row.untrained else ''}{'~' if row.order_matters else ''}"
+def _cells(row: Row, decimals: int, *, control: bool) -> list[str]:
+    own = [_interval(interval, decimals, sign="") for interval in row.own]
+    gap, *others = (_interval(row.effects[name], decimals) for name in EFFECTS)
+    between = [_both(row.control.between_means, decimals)] if control else []
+    return [*own, gap, *between, *others]
+
+
+def _width(rows: Sequence[Sequence[str]]) -> int:
+    """Letters that a table of `new_table` takes: its cells, three between two columns, one at each side."""
+    return sum(max(map(len, column)) for column in zip(*rows, strict=True)) + 3 * len(rows[0]) - 1
+
+
+def _help(found: Decomposition, measure: str, rows: Sequence[Row]) -> Iterable[str]:
+    """One line for each column, and one for each mark that occurs."""
+    causal, prefix = found.arms
+    words = _spoken(measure)
+    yield f"{words} = {_definition(measure)}, of each matrix by itself; then averaged over heads and sequences."
+    yield f"{causal}, {prefix} = that mean under the arm's own mask."
+    yield f"gap = {causal} - {prefix} = mask effect + learned effect."
+    if found.seeds > 1:
+        yield (
+            f"A/A = what a gap between two arms of one mask would typically be (root mean square difference of two means "
+            f"of {found.seeds} seeds), {causal} / {prefix}."
+        )
+    yield "mask effect = what changes when only the mask over the same Q and K changes, averaged over both arms' Q and K."
+    yield "learned effect = what changes when only Q and K change under the same mask, averaged over both masks."
+    yield f"interaction = what going from causal to prefix does to {prefix}'s Q and K, minus what it does to {causal}'s."
+    yield _interval_help(rows)
+    if any(row.untrained for row in rows):
+        yield (
+            "* rows before p - 1 of the last layer enter the loss only where a shorter prefix was drawn, in the two arms "
+            "unequally: this prefix block is left out of the mean."
+        )
+    if any(row.order_matters for row in rows):
+        yield "~ the interaction exceeds the smaller effect: there the split depends on the order of the factors."
+    layers = [row for row in rows if row.layer is not None]
+    of_all = f"of {sum(row.matrices for row in layers):,} matrices"
+    if missing := sum(row.missing for row in layers):
+        yield f"{missing:,} {of_all} have no value of this measure and were left out, under both masks."
+    if estimated := sum(row.estimated for row in layers):
+        yield (
+            f"{estimated:,} {of_all} have a bracket instead of a value: its middle enters the means, and every interval is "
+            "wider by the mean half-brackets."
+        )
+
+
+def _interval_help(rows: Sequence[Row]) -> str:
+    gaps = [row.effects["gap"] for row in rows if not math.isnan(row.effects["gap"].half_width)]
+    if not gaps:
+        return "No intervals: that takes several seeds, or sequences of several documents."
+    return (
+        f"± = half of the 95% interval ({gaps[0].kind}), of each number alone: of 100 effects that are zero, about 5 "
+        "intervals exclude it."
     )
-    if row.layer is None and row.order_matters:
-        layer += "~"
-    effects = [_interval(row.effects[name]) for name in EFFECTS]
-    same = "-" if row.same_mask != row.same_mask else f"{row.same_mask:.2f}"
-    return [_WORDS.get(row.region, row.region), layer, f"{row.causal:.2f}", f"{row.prefix:.2f}", *effects, same]
 
 
-def _interval(interval: Interval) -> str:
-    if interval.half_width != interval.half_width:
-        return f"{interval.mean:+.2f}"
-    return f"{interval.mean:+.2f} ± {interval.half_width:.2f}"
+def _verdicts(found: Decomposition, measure: str) -> Iterable[str]:
+    """What the means over trained layers show, of all regions, in one sentence; and what another test would have shown."""
+    rows = found.means(measure)
+    if found.seeds == 1:
+        yield "No verdict: one seed, and its intervals are the error of the evaluation alone. Train at least three seeds."
+    elif not rows:
+        yield "No verdict: in these regions no trained layer was measured."
+    else:
+        shown = "; ".join(f"{_words(row.region)}: {_effects(row, _decimals(rows))}" for row in rows)
+        yield f"{_spoken(measure)}, mean over trained layers, {found.seeds} seeds: {shown}."
+        yield _over_sequences(rows)
+
+
+def _effects(row: Row, decimals: int) -> str:
+    said = []
+    for name in ("gap", "mask_effect", "learned_effect"):
+        interval = row.effects[name]
+        resolved = "resolved" if interval.resolved else "not resolved"
+        said.append(f"{name.replace('_', ' ')} {_number(interval.mean, decimals, sign='+')} ({resolved})")
+    return ", ".join(said)
+
+
+def _over_sequences(rows: Sequence[Row]) -> str:
+    """What a test that knows of no seeds would have said, within one mask and across."""
+    counts = [
+        f"{_words(row.region)}: {_called(row.control.within)} of one mask, {_called(row.control.across)} across masks"
+        for row in rows
+    ]
+    said = (
+        f'over sequences alone (t test over documents, 5%) pairs of seeds differ "significantly": {"; ".join(counts)}'
+    )
+    total = sum((row.control.within for row in rows), PairsCalled(called=0, pairs=0))
+    if total.pairs and total.share >= _TELLING:
+        return f"{said}. That test takes another seed for another mask: it says nothing of the mask."
+    return f"{said}. About 5% are expected where nothing differs."
+
+
+def _called(count: PairsCalled) -> str:
+    return f"{count.called} of {count.pairs}"
+
+
+def _over(found: Decomposition) -> str:
+    return f"{found.seeds} seeds" if found.seeds > 1 else "one seed: no verdict"
+
+
+def _decimals(rows: Sequence[Row]) -> int:
+    """Two significant digits for a typical half-width; without any, four for the largest mean."""
+    halves = [interval.half_width for row in rows for interval in (*row.own, *row.effects.values())]
+    known = [half for half in halves if math.isfinite(half) and half > 0]
+    means = [abs(interval.mean) for row in rows for interval in row.own if math.isfinite(interval.mean)]
+    scale, digits = (float(np.quantile(known, 0.25)), 1) if known else (max(means, default=0.0), 3)
+    return 2 if scale == 0 else min(max(digits - math.floor(math.log10(scale)), 0), _MOST_DECIMALS)
+
+
+def _layer(row: Row) -> str:
+    number = "mean" if row.layer is None else f"{row.layer}{'*' if row.untrained else ''}"
+    return f"{number}{'~' if row.order_matters else ''}"
+
+
+def _interval(interval: Interval, decimals: int, *, sign: str = "+") -> str:
+    mean = _number(interval.mean, decimals, sign=sign)
+    return mean if math.isnan(interval.half_width) else f"{mean} ± {_number(interval.half_width, decimals)}"
+
+
+def _both(values: tuple[float, float], decimals: int) -> str:
+    return " / ".join(_number(value, decimals) for value in values)
+
+
+def _number(value: float, decimals: int, *, sign: str = "") -> str:
+    return "-" if math.isnan(value) else f"{value:{sign}.{decimals}f}"
+
+
+def _say(line: str, output: Output) -> None:
+    """One line of help, folded where a table would end."""
+    output.say(textwrap.fill(line, _WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False))
+
+
+def _words(region: str) -> str:
+    return _WORDS.get(region, region)
+
+
+def _spoken(measure: str) -> str:
+    return measure.replace("_", " ")
+
+
+def _definition(measure: str) -> str:
+    from rankkit.spectra.measures import MEASURES
+
+    known = MEASURES[measure]
+    return f"{known.definition} [{known.source}]" if known.source else known.definition
 
 
 def decomposition_as_dict(found: Decomposition) -> dict[str, Any]:
     """Every measure's rows as plain values."""
     return {
         "arms": {"causal": found.arms[0], "prefix": found.arms[1]},
+        "step": found.step,
         "seeds": found.seeds,
-        "measures": {
-            measure: [
-                {
-                    "region": row.region,
-                    "layer": row.layer,
-                    "untrained": row.untrained,
-                    "causal": row.causal,
-                    "prefix": row.prefix,
-                    "same_mask_rms": row.same_mask,
-                    **{
-                        name: {"mean": interval.mean, "lower": interval.lower, "upper": interval.upper}
-                        for name, interval in row.effects.items()
-                    },
-                }
-                for row in rows
-            ]
-            for measure, rows in found.rows.items()
+        "measures": {measure: [_row_as_dict(row) for row in rows] for measure, rows in found.rows.items()},
+    }
+
+
+def _row_as_dict(row: Row) -> dict[str, Any]:
+    causal, prefix = row.own
+    return {
+        "region": row.region,
+        "layer": row.layer,
+        "untrained": row.untrained,
+        "causal": row.causal,
+        "prefix": row.prefix,
+        "intervals": {"causal": _bounds(causal), "prefix": _bounds(prefix)},
+        "same_mask_rms": row.same_mask,
+        "same_mask": _control_as_dict(row.control),
+        "matrices": row.matrices,
+        "missing": row.missing,
+        "estimated": row.estimated,
+        **{name: _bounds(interval) for name, interval in row.effects.items()},
+    }
+
+
+def _control_as_dict(control: SameMask) -> dict[str, Any]:
+    """`between_seeds` compares single seeds, `between_means` means of as many seeds as the gap."""
+    seeds, means = control.between_seeds, control.between_means
+    return {
+        "causal": {"between_seeds": seeds[0], "between_means": means[0]},
+        "prefix": {"between_seeds": seeds[1], "between_means": means[1]},
+        "pooled": {"between_seeds": control.pooled_between_seeds, "between_means": control.pooled_between_means},
+        "called_over_sequences": {
+            "within": {"called": control.within.called, "pairs": control.within.pairs},
+            "across": {"called": control.across.called, "pairs": control.across.pairs},
         },
     }
+
+
+def _bounds(interval: Interval) -> dict[str, float]:
+    return {"mean": interval.mean, "lower": interval.lower, "upper": interval.upper}
