@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from rankkit.report.figures.loss import losses
 from rankkit.report.figures.measure import measure_by_layer
+from rankkit.report.figures.phase_diagram import phase_diagram
 from rankkit.report.figures.spectrum import spectra_by_layer
 
-__all__ = ["losses", "measure_by_layer", "spectra_by_layer"]
+__all__ = ["losses", "measure_by_layer", "phase_diagram", "spectra_by_layer"]

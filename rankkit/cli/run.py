@@ -1,0 +1,217 @@
+"""`rankkit run`."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from rankkit.cli.console import (
+    INTERRUPTED,
+    Output,
+    _finite,
+    command_line,
+    common_options,
+    device_option,
+    examples,
+    guarded,
+    new_table,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from rankkit.studies.experiment import Experiment
+    from rankkit.studies.findings import Finding
+    from rankkit.studies.measure import Progress as Step
+    from rankkit.studies.random_logits import RandomLogits
+
+__all__ = ["command"]
+
+DECLARATION: Final = "experiment.toml"  # the copy beside the results, and what makes a folder ours to replace
+
+SAME: Final = 1e-9  # relative: a standard error below is rounding in its own sum
+
+
+@click.command(
+    "run",
+    epilog=examples(
+        "rankkit run experiments/phase_diagram.toml",
+        "rankkit run experiments/null_table.toml --out runs/null --force",
+        "rankkit run experiments/phase_diagram.toml --plan",
+    ),
+)
+@click.argument("experiment", type=click.Path())
+@click.option("--out", type=click.Path(), help="Folder to make.  [default: runs/ and the experiment's name]")
+@click.option("--force", is_flag=True, help="Replace the results of an earlier run.")
+@click.option("--plan", is_flag=True, help="Print what it would take; do nothing.")
+@device_option
+@common_options
+@guarded
+def command(output: Output, experiment: str, out: str | None, force: bool, plan: bool, device: str) -> None:
+    """Run a declared experiment and hold what it finds against what was expected.
+
+    EXPERIMENT is a TOML file; its `kind` chooses the study. Results appear in the output folder when all of them are
+    there: the declaration, results.json, values.csv and figures. An expectation that is not reproduced is a result, and
+    the exit code is 0.
+    """
+    from rankkit.studies.experiment import load_experiment
+    from rankkit.training.environment import choose_device
+
+    loaded = load_experiment(experiment)
+    folder = Path(out) if out else Path("runs") / loaded.name
+    _RUNNERS[loaded.kind](loaded, folder, output, choose_device(device), force=force, plan=plan)
+
+
+def _random_logits(
+    experiment: Experiment, folder: Path, output: Output, device: torch.device, *, force: bool, plan: bool
+) -> None:
+    from rankkit.studies.drive import interruption
+    from rankkit.studies.measure import MeasurementInterruptedError
+    from rankkit.studies.random_logits import expected_seconds, measure_random_logits
+
+    config = experiment.config
+    if plan:
+        seconds = expected_seconds(config, device=device)
+        output.say(f"{experiment.title}\nmatrices: {config.total:,}\ntime: about {_duration(seconds)} (measured now)")
+        output.result({"matrices": config.total, "seconds": seconds})
+        return
+    _check_folder(folder, force=force)
+    output.note(
+        f"{experiment.title}: {config.total:,} matrices, about {_duration(expected_seconds(config, device=device))}"
+    )
+    started = perf_counter()
+    try:
+        with interruption() as request, _progress(output, config.total) as advance:
+            result = measure_random_logits(config, device=device, on_progress=advance, stop=request)
+    except MeasurementInterruptedError as error:
+        click.echo(f"Interrupted: {error}", err=True)
+        raise click.exceptions.Exit(INTERRUPTED) from None
+    found: dict[str, Any] = {
+        "title": experiment.title,
+        "kind": experiment.kind,
+        "seconds": perf_counter() - started,
+        "expectations": [finding.as_dict() for finding in result.findings()],
+        "crossings": [crossing.as_dict() for crossing in result.crossings()],
+    }
+    _write(experiment, result, folder, found, device)
+    _show_crossings(result, output)
+    _show_findings(list(result.findings()), output)
+    output.say(f"{config.total:,} matrices in {_duration(found['seconds'])}; everything is in {folder}")
+    output.result({"folder": str(folder), **found})
+
+
+_RUNNERS: Final[Mapping[str, Callable[..., None]]] = {"random-logits": _random_logits}
+"""By kind of experiment."""
+
+
+def _check_folder(folder: Path, *, force: bool) -> None:
+    from rankkit.errors import OutputExistsError
+    from rankkit.files import check_output_folder
+
+    if force and folder.exists() and folder.resolve() != Path.cwd() and any(folder.iterdir()):
+        if not (folder / DECLARATION).is_file():
+            raise OutputExistsError(
+                f"{folder} must hold an experiment's results to be replaced, got something without {DECLARATION}. "
+                "Choose another --out."
+            )
+        return
+    check_output_folder(folder, force=False)
+
+
+def _write(
+    experiment: Experiment, result: RandomLogits, folder: Path, found: Mapping[str, Any], device: torch.device
+) -> None:
+    """Everything at once, or nothing."""
+    import torch
+
+    from rankkit.files import atomic_directory, write_json, write_text
+    from rankkit.report.experiment_figures import draw_random_logits
+    from rankkit.training.environment import environment
+
+    facts = {
+        "command": command_line(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "environment": environment(device, torch.float64, torch.get_num_threads()),
+    }
+    with atomic_directory(folder) as temporary:
+        write_text(temporary / DECLARATION, experiment.text)
+        write_json(temporary / "results.json", _finite({**facts, **found, "means": list(result.means())}))
+        rows = list(result.rows())
+        with (temporary / "values.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        draw_random_logits(result, temporary / "figures")
+
+
+def _show_crossings(result: RandomLogits, output: Output) -> None:
+    """A table for every pair of masks: measures down, families across."""
+    for (first, second), group in groupby(result.crossings(), key=lambda crossing: (crossing.first, crossing.second)):
+        cells: dict[str, dict[str, str]] = {}
+        for crossing in group:
+            size = f"{crossing.family.n}, {crossing.family.head_dim}"
+            error = "" if crossing.standard_error != crossing.standard_error else f"±{crossing.standard_error:.3f}"
+            text = "none" if crossing.std != crossing.std else f"{crossing.std:.3f}{error}"
+            cells.setdefault(crossing.measure, {})[size] = text
+        sizes = list(next(iter(cells.values())))
+        table = new_table(
+            f"logit std above which {first} is below {second}, by n and head size; standard error (jackknife) over "
+            f"{len(result.config.seeds)} seeds",
+            ("measure", *sizes),
+        )
+        for measure, row in cells.items():
+            table.add_row(measure, *row.values())
+        output.table(table)
+
+
+def _show_findings(findings: list[Finding], output: Output) -> None:
+    """One line for every expectation, and a sentence for every one that was not met."""
+    for (where, seeds, overall), group in groupby(findings, key=lambda f: (f.where, f.seeds, f.overall_seeds)):
+        more = () if seeds == overall else (f"{overall} seeds",)
+        table = new_table(where, ("", "expected", f"{seeds} seeds", "off by", "allowed", *more, "reproduced"))
+        for finding in group:
+            table.add_row(
+                finding.what,
+                finding.expected,
+                _number(finding.found, finding.standard_error),
+                f"{finding.error:+.1g}",
+                f"{finding.allowed:.2g}",
+                *(_number(finding.overall, finding.overall_error) for _ in more),
+                "yes" if finding.reproduced else "NO",
+            )
+        output.table(table)
+    missed = [finding for finding in findings if not finding.reproduced]
+    for finding in missed:
+        output.say(finding.sentence())
+    if findings:
+        output.say(f"{len(findings) - len(missed)} of {len(findings)} expectations reproduced.")
+
+
+def _number(value: float, error: float) -> str:
+    """Value and standard error; without one where there is none, or where all seeds gave the same number."""
+    return f"{value:.4g} ± {error:.1g}" if error > abs(value) * SAME else f"{value:.4g}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
+
+
+@contextlib.contextmanager
+def _progress(output: Output, total: int) -> Iterator[Callable[[Step], None]]:
+    if not output.live:
+        yield lambda step: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=output.err) as progress:
+        task = progress.add_task("measuring", total=total)
+        yield lambda step: progress.update(task, completed=step.done, description=step.label)
