@@ -36,9 +36,10 @@ HEAD_STEP: Final = 8  # fused kernels want a head size that is a multiple of it
 def adjoint_path(device: torch.device, dtype: torch.dtype, *, has_statistics: bool) -> AdjointPath:
     """The path that `attend_adjoint` takes unless told.
 
-    Measured on the CPU at n = 4096, d = 64, 64 probes, ns per visible pair of one core (causal and prefix alike):
-    float64 fused 8.6 to 10.3, row blocks 8.3 to 8.5; float32 fused 4.0 to 4.2, row blocks 4.4; statistics 9. So fused
-    calls are taken in float32 with statistics at hand. In float64 CUDA has no fused kernel, and the CPU's is no faster.
+    Measured on the CPU at n = 4096, d = 64, 64 probes, causal and prefix n/2, ns per visible pair of one core: float64
+    fused 8.6 to 10.4, row blocks 8.3 to 9.5; float32 fused 4.0 to 4.7, row blocks 4.4 to 5.3; statistics 9 to 11. So
+    fused calls are taken in float32 where statistics are at hand. In float64 CUDA has no fused kernel, and the CPU's is
+    no faster. CUDA in float32 follows the same rule, unmeasured. Few probes favour row blocks, whose cost falls with them.
 
     Args:
         device: where the tensors live.
