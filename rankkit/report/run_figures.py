@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from einops import rearrange
 from numpy.typing import NDArray
 
 from rankkit.files import read_json_lines
-from rankkit.report.figures import losses, measure_by_layer, spectra_by_layer
+from rankkit.report.figures import losses, measure_by_head, measure_by_layer, measure_by_step, spectra_by_layer
+from rankkit.report.measured_arms import MeasuredArm, measured_arms, uniform_levels
 from rankkit.report.style import save
-from rankkit.store import describe, read_group
+from rankkit.studies.heads import HeadMaps
 from rankkit.studies.losses import LossComparison
 from rankkit.studies.run import Run
 
-__all__ = ["draw_losses", "draw_spectra"]
+__all__ = ["draw_heads", "draw_losses", "draw_spectra"]
 
 Array = NDArray[np.float64]
 
 _BAND = (0.25, 0.75)  # quantiles over seeds, sequences and heads
-_AXES = "seed step region applied_mask sequence layer head component"
+_WORDS = {
+    "full": "whole matrix",
+    "prefix_block": "prefix block",
+    "first_key_removed": "first key removed",
+    "prefix_block_first_key_removed": "prefix block, first key removed",
+}
 
 
 def draw_losses(run: Run, comparison: LossComparison) -> list[Path]:
@@ -44,85 +49,127 @@ def _curve(run: Run, arm: str, seed: int) -> tuple[list[float], list[float]]:
 
 
 def draw_spectra(path: Path, folder: Path, *, measure: str = "effective_rank") -> list[Path]:
-    """Median spectrum per layer, and a measure by layer with its swapped control, for each region of a spectrum file.
+    """Everything a spectrum file shows of each region: spectra and a measure by layer, by step and by head.
+
+    The last step is drawn, but for the measure through training, where there are several. What a file does not hold, or
+    holds only as estimates, is left out: singular values past the leading ones, arms without a value of the measure, maps
+    of heads where the documents of the sequences are not known or no mask was swapped.
 
     Args:
         path: of the HDF5 file.
         folder: for the pictures.
-        measure: which to draw by layer; skipped where the file does not hold it.
+        measure: which to draw.
 
     Returns:
         The files, each PNG followed by its SVG.
     """
-    description = describe(path)
-    names = [group.name for group in description.groups]
-    groups = {name: read_group(path, name) for name in names}
-    regions = [str(region) for region in next(iter(groups.values()))["region"]]
+    arms = measured_arms(path, measure)
+    levels = uniform_levels(path, measure)
     written = []
-    for region in regions:
-        panels = _spectra(groups, region)
-        written += save(panels[0].figure, folder, f"spectrum_{region}")
-        if all(measure in group for group in groups.values()):
-            axes = _measure(groups, region, measure)
-            written += save(axes.figure, folder, f"{measure}_{region}")
+    for region in dict.fromkeys(region for arm in arms for region in arm.regions):
+        having = [arm for arm in arms if region in arm.regions]
+        written += _draw_spectrum(having, region, folder)
+        written += _draw_measure(having, region, measure, levels, folder)
+        written += _draw_training(having, region, measure, folder)
+        written += draw_heads([maps for arm in having if (maps := arm.head_maps(region, measure)) is not None], folder)
     return written
 
 
-def _spectra(groups: Mapping[str, Mapping[str, NDArray]], region: str):  # type: ignore[no-untyped-def, type-arg]
-    means: dict[str, Array] = {}
-    bands: dict[str, tuple[Array, Array]] = {}
-    floors: dict[str, list[Array]] = {"arithmetic": [], "model": []}
-    for arm, group in groups.items():
-        index = [str(name) for name in group["region"]].index(region)
-        width = int(group["rows"][index].max())
-        sigma = group["singular_values"][:, -1, index, 0, ..., :width]
-        largest = sigma[..., :1]
-        floor = group["floor_arithmetic"][:, -1, index, 0]
-        # What lies under the floor is noise, zeros included: it is drawn at a hundredth of the floor, below the frame.
-        relative = np.maximum(sigma, floor[..., None] / 100) / largest
-        by_layer = rearrange(relative, "seed sequence layer head component -> layer (seed sequence head) component")
-        # The median, because a mean over resolved and unresolved heads would lie where no head is.
-        means[arm] = np.nanmedian(by_layer, axis=1)
-        low, high = np.nanquantile(by_layer, _BAND, axis=1)
-        bands[arm] = (low, high)
-        for name in floors:
-            part = group[f"floor_{name}"][:, -1, index, 0] / largest[..., 0]
-            floors[name].append(np.nanmean(part, axis=(0, 1, 3)))
-    return spectra_by_layer(
-        means,
-        layer_numbers=_layers(groups),
-        floors={name: np.max(parts, axis=0) for name, parts in floors.items()},
-        bands=bands,
+def draw_heads(maps: Sequence[HeadMaps], folder: Path) -> list[Path]:
+    """The maps of one region and measure, a figure for each arm, all in the same colours.
+
+    Args:
+        maps: of several arms; those in which no head has a value are left out.
+        folder: for the pictures.
+
+    Returns:
+        The files, each PNG followed by its SVG.
+    """
+    drawn = [one for one in maps if not np.isnan(one.own).all()]
+    if not drawn:
+        return []
+    own, change = (np.concatenate([getattr(one, name).ravel() for one in drawn]) for name in ("own", "change"))
+    limits = float(np.nanmin(own)), float(np.nanmax(own))
+    most = float(np.nanmax(np.abs(change), initial=0.0))
+    written = []
+    for one in drawn:
+        axes = measure_by_head(
+            one.own, one.change, changed=one.changed, label=f"{_label(one.measure, one.region)}, {one.arm}",
+            mark_label=_mark_label(one), seeds=one.seeds, layer_numbers=one.layers, head_numbers=one.heads,
+            untrained_layers=np.flatnonzero(one.untrained).tolist(), limits=limits, change_limit=most,
+        )  # fmt: skip
+        name = f"{one.measure}_heads_{one.region}_{one.arm.replace('/', '-')}"
+        written += save(axes[0].figure, folder, name)  # type: ignore[arg-type]
+    return written
+
+
+def _mark_label(maps: HeadMaps) -> str:
+    if not maps.family:
+        return f"a mark would need two documents, and there is {maps.documents}"
+    said = f"changed: p ≤ 0.05 after Holm's correction for {maps.family:,} heads, {maps.documents} documents"
+    return f"{said} (few: rests on normality)" if maps.rests_on_normality else said
+
+
+def _draw_spectrum(arms: Sequence[MeasuredArm], region: str, folder: Path) -> list[Path]:
+    """Medians, because a mean over resolved and unresolved heads would lie where no head is."""
+    spectra = {arm.name: found for arm in arms if (found := arm.relative_spectra(region)) is not None}
+    if not spectra:
+        return []
+    floors = {name: np.max([of.floors[name] for of in spectra.values()], axis=0) for name in ("arithmetic", "model")}
+    width = min(of.values.shape[-1] for of in spectra.values())
+    known = {name: of.values[..., :width] for name, of in spectra.items()}
+    panels = spectra_by_layer(
+        {name: np.nanmedian(values, axis=1) for name, values in known.items()},
+        layer_numbers=arms[0].layers,
+        floors=floors,
+        bands={name: tuple(np.nanquantile(values, _BAND, axis=1)) for name, values in known.items()},
         band_label="middle half over seeds, sequences, heads",
-        untrained_layers=_untrained(groups, region),
+        untrained_layers={arm.name: arm.untrained(region) for arm in arms if arm.name in spectra},
     )
+    return save(panels[0].figure, folder, f"spectrum_{region}")  # type: ignore[arg-type]
 
 
-def _measure(groups: Mapping[str, Mapping[str, NDArray]], region: str, measure: str):  # type: ignore[no-untyped-def, type-arg]
-    own, swapped = {}, {}
-    for arm, group in groups.items():
-        index = [str(name) for name in group["region"]].index(region)
-        values = np.nanmean(group[measure][:, -1, index], axis=(2, 4))  # seed applied_mask layer
-        own[arm] = values[:, 0]
-        swapped[arm] = values[:, 1]
-    words = {"full": "whole matrix", "prefix_block": "prefix block"}.get(region, region)
-    return measure_by_layer(
+def _draw_measure(
+    arms: Sequence[MeasuredArm],
+    region: str,
+    measure: str,
+    levels: Mapping[tuple[str, str], Array],
+    folder: Path,
+) -> list[Path]:
+    own = _whole((arm, arm.by_layer(region, "own")) for arm in arms)
+    if not own:
+        return []
+    drawn = [arm for arm in arms if arm.name in own]
+    uniform = {name: levels[name, region] for name in own if (name, region) in levels}
+    axes = measure_by_layer(
         own,
-        label=f"{measure.replace('_', ' ')}, {words}",
-        untrained_layers=_untrained(groups, region),
-        layer_numbers=_layers(groups),
-        swapped=swapped,
+        label=_label(measure, region),
+        untrained_layers={arm.name: arm.untrained(region) for arm in drawn},
+        layer_numbers=drawn[0].layers,
+        swapped=_whole((arm, arm.by_layer(region, "swapped")) for arm in drawn),
+        baselines={"uniform": uniform} if uniform else None,
     )
+    return save(axes.figure, folder, f"{measure}_{region}")  # type: ignore[arg-type]
 
 
-def _layers(groups: Mapping[str, Mapping[str, NDArray]]) -> list[int]:  # type: ignore[type-arg]
-    """Numbers of the measured layers, the same in every arm."""
-    return [int(layer) for layer in next(iter(groups.values()))["layer"]]
+def _draw_training(arms: Sequence[MeasuredArm], region: str, measure: str, folder: Path) -> list[Path]:
+    several = [arm for arm in arms if len(arm.steps) > 1 and arm.steps == arms[0].steps]
+    own = _whole((arm, arm.by_step(region, "own")) for arm in several)
+    if not own:
+        return []
+    axes = measure_by_step(
+        own,
+        steps=several[0].steps,
+        label=f"{_label(measure, region)},\nmean over trained layers",
+        swapped=_whole((arm, arm.by_step(region, "swapped")) for arm in several if arm.name in own),
+    )
+    return save(axes.figure, folder, f"{measure}_by_step_{region}")  # type: ignore[arg-type]
 
 
-def _untrained(groups: Mapping[str, Mapping[str, NDArray]], region: str) -> dict[str, list[int]]:  # type: ignore[type-arg]
-    flags = {}
-    for arm, group in groups.items():
-        index = [str(name) for name in group["region"]].index(region)
-        flags[arm] = np.flatnonzero(group["untrained"][index]).tolist()
-    return flags
+def _whole(tables: Iterable[tuple[MeasuredArm, Array | None]]) -> dict[str, Array]:
+    """By arm, those tables that are there and have a value everywhere."""
+    return {arm.name: table for arm, table in tables if table is not None and np.isfinite(table).all()}
+
+
+def _label(measure: str, region: str) -> str:
+    return f"{measure.replace('_', ' ')}, {_WORDS.get(region, region)}"

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from rankkit.errors import ConfigurationError, StorageError
 from rankkit.report import losses, measure_by_layer, save, spectra_by_layer
+from rankkit.report.figures import measure_by_head, measure_by_step
 from rankkit.report.style import arm_styles
 from rankkit.statistics import mean_interval
 
@@ -39,6 +40,18 @@ def spectra(arms=("gpt", "unilm"), layers=4, components=64):
 def values(arms=("gpt", "unilm"), seeds=3, layers=4):
     generator = np.random.default_rng(2)
     return {arm: 40 - 5 * number + generator.normal(size=(seeds, layers)) for number, arm in enumerate(arms)}
+
+
+def through(arms=("gpt", "unilm"), seeds=3, steps=4):
+    generator = np.random.default_rng(3)
+    return {arm: np.cumsum(generator.random((seeds, steps)), axis=1) + 9 * number for number, arm in enumerate(arms)}
+
+
+def maps(seeds=3, layers=4, heads=4, **changes):
+    generator = np.random.default_rng(4)
+    own, change = generator.gamma(4, 20, (seeds, layers, heads)), generator.normal(0, 8, (seeds, layers, heads))
+    named = {"changed": np.abs(change) > 8, "label": "effective rank, gpt", "mark_label": "changed"}
+    return measure_by_head(own, change, **(named | changes))
 
 
 def line(axes, label):
@@ -314,6 +327,20 @@ CASES = {
     "measure of 12 layers": lambda: measure_by_layer(
         values(layers=12), label="effective rank", swapped=values(layers=12), untrained_layers=[11]
     ),
+    "measure with baselines": lambda: measure_by_layer(
+        values(),
+        label="effective rank",
+        swapped=values(),
+        baselines={"uniform": {"gpt": [9.0] * 4, "unilm": [1.0] * 4}},
+    ),
+    "measure through training": lambda: measure_by_step(
+        through(), steps=[0, 10, 100, 1000], label="effective rank", swapped=through()
+    ),
+    "one step, one seed": lambda: measure_by_step(through(seeds=1, steps=1), steps=[7], label="effective rank"),
+    "heads": lambda: maps(untrained_layers=[3])[0],
+    "heads of one seed": lambda: maps(1)[0],
+    "heads of a large model": lambda: maps(3, 24, 16, untrained_layers=[23])[0],
+    "heads of many seeds": lambda: maps(8, 12, 12)[0],
     "measure of 32 layers": lambda: measure_by_layer(values(layers=32), label="effective rank", untrained_layers=[31]),
 }
 
@@ -336,7 +363,7 @@ def test_nothing_is_cut_and_no_legend_lies_over_data(case):
     assert {text.get_fontsize() for legend in legends for text in legend.get_texts()} == {7.5}
 
 
-@pytest.mark.parametrize("case", ["two arms", "spectra", "measure of 12 layers"])
+@pytest.mark.parametrize("case", ["two arms", "spectra", "measure of 12 layers", "heads", "measure through training"])
 def test_saving_gives_the_same_bytes_twice_and_from_a_second_drawing(case, tmp_path):
     axes = CASES[case]()
     first = save(axes.figure, tmp_path / "first", "name")
@@ -399,6 +426,127 @@ def test_given_axes_are_left_empty_when_an_argument_is_refused(draw):
     assert not any(one.lines or one.patches or one.get_ylabel() for one in axes)
 
 
+def cells(axes):
+    """The values of a map, "layer head", nan where there is none."""
+    (mesh,) = axes.collections
+    return np.ma.filled(mesh.get_array(), np.nan)
+
+
+def test_heads_are_drawn_seed_below_seed_layers_upwards_their_values_beside_their_changes():
+    own, change = np.arange(24.0).reshape(2, 3, 4), np.linspace(-3, 5, 24).reshape(2, 3, 4)
+    changed = np.zeros((2, 3, 4), dtype=bool)
+    changed[1, 2, 0] = changed[1, 0, 3] = True
+    panels = measure_by_head(own, change, changed=changed, label="rank", mark_label="it changed", seeds=[5, 8],
+                             layer_numbers=[0, 6, 7], head_numbers=[1, 2, 5, 9], untrained_layers=[2])  # fmt: skip
+    for seed, number in enumerate((5, 8)):
+        left, right = panels[2 * seed : 2 * seed + 2]
+        np.testing.assert_array_equal(cells(left), own[seed])
+        np.testing.assert_array_equal(cells(right), change[seed])
+        assert left.get_ylabel() == f"seed {number}\nlayer"
+        assert [text.get_text() for text in left.get_yticklabels()] == ["0", "6", "7*"]
+        assert left.get_xlim()[0] < left.get_xlim()[1], "head 0 is on the left"
+        assert left.get_ylim()[0] < left.get_ylim()[1], "layer 0 is the lowest row"
+        marks = {(int(y), int(x)) for x, y in line(right, "_changed").get_xydata()}
+        assert marks == {tuple(at) for at in np.argwhere(changed[seed]).tolist()}
+        assert not left.lines
+    assert [text.get_text() for text in panels[-1].get_xticklabels()] == ["1", "2", "5", "9"]
+    assert {"it changed", "* untrained layer"} <= set(words(panels[0]))
+    assert "no value" not in words(panels[0])
+    assert [panels[0].get_title(), panels[1].get_title()] == ["under its own mask", "change under the other arm's mask"]
+
+
+def test_maps_share_their_colours_over_seeds_and_changes_are_white_at_zero():
+    panels = maps(3)
+    values_of, changes_of = ([axes.collections[0].get_clim() for axes in panels[side::2]] for side in (0, 1))
+    assert len(set(values_of)) == len(set(changes_of)) == 1
+    assert values_of[0] == (
+        min(cells(axes).min() for axes in panels[::2]), max(cells(axes).max() for axes in panels[::2]),
+    )  # fmt: skip
+    low, high = changes_of[0]
+    assert low == -high == -max(np.abs(cells(axes)).max() for axes in panels[1::2])
+    mesh = panels[1].collections[0]
+    assert min(mesh.cmap(mesh.norm(0.0))[:3]) > 0.95
+    given_limits = maps(1, limits=(0.0, 500.0), change_limit=60.0)
+    assert [axes.collections[0].get_clim() for axes in given_limits] == [(0.0, 500.0), (-60.0, 60.0)]
+    still = measure_by_head(np.ones((1, 2, 2)), np.zeros((1, 2, 2)), changed=np.zeros((1, 2, 2), dtype=bool),
+                            label="rank", mark_label="changed")  # fmt: skip
+    assert still[1].collections[0].get_clim() == (-1.0, 1.0)
+
+
+def test_a_head_without_a_value_is_grey_and_named():
+    own, change = np.ones((1, 2, 2)), np.ones((1, 2, 2))
+    own[0, 0, 1] = change[0, 0, 1] = np.nan
+    left, right = measure_by_head(
+        own, change, changed=np.zeros((1, 2, 2), dtype=bool), label="rank", mark_label="changed"
+    )
+    for axes in (left, right):
+        assert np.isnan(cells(axes)).tolist() == [[False, True], [False, False]]
+        assert to_hex(axes.get_facecolor()) == "#cccccc"
+    assert "no value" in words(left)
+    empty = np.full((1, 2, 2), np.nan)
+    panels = measure_by_head(empty, empty, changed=np.zeros((1, 2, 2), dtype=bool), label="r", mark_label="c")
+    assert np.isnan(cells(panels[0])).all()
+
+
+@pytest.mark.parametrize(("layers", "heads"), [(4, 4), (24, 16), (48, 32)])
+def test_numbers_of_layers_and_heads_never_touch_and_the_untrained_one_is_always_there(layers, heads):
+    panels = maps(3, layers, heads, untrained_layers=[layers - 1])
+    panels[0].figure.draw_without_rendering()
+    left = panels[-2]
+    for labels, axis in ((left.get_yticklabels(), 1), (left.get_xticklabels(), 0)):
+        boxes = [label.get_window_extent() for label in labels]
+        ends = [(box.y0, box.y1) if axis else (box.x0, box.x1) for box in boxes]
+        assert all(before[1] <= after[0] for before, after in itertools.pairwise(ends))
+    assert left.get_yticklabels()[-1].get_text() == f"{layers - 1}*"
+
+
+def test_heads_are_drawn_on_given_axes_with_colour_bars_below():
+    figure = Figure(layout="constrained")
+    grid = figure.subplots(2, 2)
+    assert maps(2, ax=grid) == tuple(grid.ravel())
+    assert len(figure.axes) == 4 + 2
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_training_is_a_line_per_seed_their_mean_and_the_interval_at_every_step(seeds):
+    drawn, steps = through(seeds=seeds), [0, 10, 100, 1000]
+    axes = measure_by_step(drawn, steps=steps, label="effective rank", swapped={"gpt": drawn["gpt"] + 2})
+    for arm, table in drawn.items():
+        for number, seed in enumerate(table):
+            np.testing.assert_array_equal(
+                line(axes, f"_{arm} seed {number}").get_xydata(), np.stack([steps, seed], axis=1)
+            )
+        np.testing.assert_allclose(line(axes, f"_{arm} mean").get_ydata(), table.mean(axis=0))
+        intervals = [mean_interval(column) for column in table.T]
+        expected = {
+            (float(step), round(bound, 9))
+            for step, interval in zip(steps, intervals, strict=True) for bound in (interval.lower, interval.upper)
+        }  # fmt: skip
+        assert expected <= corners(axes, f"_{arm} interval")
+    swapped = line(axes, "_gpt swapped mean")
+    np.testing.assert_allclose(swapped.get_ydata(), drawn["gpt"].mean(axis=0) + 2)
+    assert swapped.is_dashed()
+    assert {f"95% t interval over {seeds} seeds", "one seed", "under the other arm's mask"} <= set(words(axes))
+
+
+def test_training_of_one_seed_has_no_band_and_says_so():
+    axes = measure_by_step(through(seeds=1), steps=[0, 10, 100, 1000], label="effective rank")
+    assert not axes.collections
+    assert NO_INTERVAL in words(axes)
+
+
+def test_a_baseline_is_a_level_across_every_layer_in_the_colour_of_its_arm():
+    levels = {"uniform": {"gpt": [9.0, 8.0, 7.0, 6.0]}, "gaussian": {"unilm": [1.0] * 4}}
+    axes = measure_by_layer(values(), label="effective rank", baselines=levels)
+    (drawn,) = [one for one in axes.collections if one.get_label() == "_gpt uniform"]
+    for layer, segment in enumerate(drawn.get_segments()):
+        assert segment.tolist() == [[layer - 0.5, levels["uniform"]["gpt"][layer]], [layer + 0.5, 9.0 - layer]]
+    assert to_hex(drawn.get_color()[0]).upper() == arm_styles(["gpt"])["gpt"].colour
+    assert {"uniform baseline", "gaussian baseline"} <= set(words(axes))
+    styles = [one.get_linestyle() for one in axes.collections if (one.get_label() or "").endswith(("form", "sian"))]
+    assert styles[0] != styles[1]
+
+
 def test_a_figure_changes_neither_the_rcparams_nor_loads_pyplot():
     program = """
 import sys
@@ -407,6 +555,7 @@ assert "matplotlib" not in sys.modules
 import matplotlib, pathlib, tempfile
 before = matplotlib.rcParams.copy()
 from rankkit.report import losses, measure_by_layer, save, spectra_by_layer
+from rankkit.report.figures import measure_by_head, measure_by_step
 with tempfile.TemporaryDirectory() as folder:
     figure = losses({"gpt": {0: ([0, 1], [5, 4])}})[0].figure
     save(figure, pathlib.Path(folder), "losses")
@@ -502,3 +651,56 @@ BAD_VALUES = [
 def test_measure_refuses(given_values, options, message):
     with pytest.raises(ConfigurationError, match=message):
         measure_by_layer(given_values, label="rank", **options)
+
+
+CUBE = np.ones((1, 2, 2))
+NONE = np.zeros((1, 2, 2), dtype=bool)
+BAD_HEADS = [
+    (CUBE[0], CUBE, {}, r"own must be an array of axes \(seed layer head\), not empty, got shape \(2, 2\)"),
+    (CUBE * np.inf, CUBE, {}, r"own must be finite, or nan for no value, got inf"),
+    (CUBE, CUBE[:, :1], {}, r"change and changed must have the shape of own, \(1, 2, 2\), .* got \(1, 1, 2\)"),
+    (CUBE, CUBE, {"changed": CUBE}, r"the latter of bool, got .* of float64"),
+    (CUBE, CUBE, {"seeds": [1, 2]}, r"seeds must hold 1 numbers, got \[1, 2\]"),
+    (CUBE, CUBE, {"head_numbers": [1]}, r"head_numbers must hold 2 numbers, got \[1\]"),
+    (CUBE, CUBE, {"layer_numbers": [1]}, r"layer_numbers must name 2 layers, got \[1\]"),
+    (CUBE, CUBE, {"untrained_layers": [2]}, r"untrained_layers must be between 0 and 1, got 2"),
+    (CUBE, CUBE, {"limits": (3.0, 1.0)}, r"limits must ascend and change_limit must be at least 0, got 3.0, 1.0"),
+    (CUBE, CUBE, {"change_limit": -1.0}, r"change_limit must be at least 0, got 1.0, 1.0 and -1.0"),
+    (CUBE, CUBE, {"ax": Figure().subplots(1, 3)}, r"ax must hold 2 axes, one per panel, got 3"),
+]
+
+
+@pytest.mark.parametrize(("own", "change", "options", "message"), BAD_HEADS)
+def test_heads_refuse(own, change, options, message):
+    named = {"changed": NONE, "label": "rank", "mark_label": "changed"}
+    with pytest.raises(ConfigurationError, match=message):
+        measure_by_head(own, change, **(named | options))
+
+
+BAD_STEPS = [
+    ({}, [0, 1], {}, r"values must hold at least one arm, got none"),
+    ({"gpt": ONE}, [1, 1], {}, r"steps must ascend, got \[1.0, 1.0\]"),
+    ({"gpt": ONE}, [0, 1, 2], {}, r"values\['gpt'\] must hold 3 steps, got 2"),
+    ({"gpt": [[1.0, np.nan]]}, [0, 1], {}, r"values\['gpt'\] must be finite"),
+    ({"gpt": ONE}, [0, 1], {"swapped": {"b": ONE}}, r"swapped must name arms among gpt, got b"),
+    ({"gpt": ONE}, [0, 1], {"swapped": {"gpt": [[1.0]]}}, r"swapped\['gpt'\] must hold 2 steps, got 1"),
+]
+
+
+@pytest.mark.parametrize(("given_values", "steps", "options", "message"), BAD_STEPS)
+def test_training_refuses(given_values, steps, options, message):
+    with pytest.raises(ConfigurationError, match=message):
+        measure_by_step(given_values, steps=steps, label="rank", **options)
+
+
+BAD_BASELINES = [
+    ({"uniform": {"b": [1.0, 1.0]}}, r"baselines\['uniform'\] must name arms among gpt, got b"),
+    ({"uniform": {"gpt": [1.0]}}, r"baselines\['uniform'\]\['gpt'\] must hold 2 layers, got 1"),
+    ({name: {} for name in "abcd"}, r"baselines must hold at most 3 names, got a, b, c, d"),
+]
+
+
+@pytest.mark.parametrize(("baselines", "message"), BAD_BASELINES)
+def test_baselines_refuse(baselines, message):
+    with pytest.raises(ConfigurationError, match=message):
+        measure_by_layer({"gpt": ONE}, label="rank", baselines=baselines)

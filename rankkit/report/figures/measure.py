@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -44,6 +44,7 @@ MOST_TICKS: Final = 16  # layer numbers that fit side by side at paper width
 TICK_LETTERS: Final = 10  # on one line under a layer: a twelfth of paper width
 DOT_SIZE: Final = 3.2  # points
 SWAPPED_DASHES: Final = (0, (3, 2))  # points
+BASELINE_DASHES: Final = ((0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (7, 2)))  # points, one for each baseline
 
 
 def measure_by_layer(
@@ -53,6 +54,7 @@ def measure_by_layer(
     untrained_layers: Collection[int] | Mapping[str, Collection[int]] = (),
     layer_numbers: Sequence[int] | None = None,
     swapped: Mapping[str, ArrayLike] | None = None,
+    baselines: Mapping[str, Mapping[str, ArrayLike]] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Draw one measure by layer: a dot per seed, the mean of each arm and its 95% t interval over seeds.
@@ -66,6 +68,7 @@ def measure_by_layer(
         untrained_layers: places along `layer` whose matrix reached no loss, from 0: of all arms, or by arm.
         layer_numbers: "layer", their numbers in the model where only some are drawn; 0, 1, ... unless given.
         swapped: arm to "seed layer" like its values: the same Q and K under the other arm's mask, hollow and dashed.
+        baselines: name to arm to "layer", up to three names: levels across each layer, dotted in the colour of the arm.
         ax: where to draw; by default the axes of a new figure.
 
     Returns:
@@ -77,6 +80,7 @@ def measure_by_layer(
     own = _checked_values(values)
     other = _checked_swapped(swapped or {}, own)
     layers = common_length("values", own, 1, "layers")
+    levels = _checked_baselines(baselines or {}, own, layers)
     flags = untrained_by_layer(untrained_layers, list(own), layers)
     numbers = numbered_layers(layer_numbers, layers)
     axes = new_figure(HEIGHT).add_subplot() if ax is None else ax
@@ -88,7 +92,12 @@ def measure_by_layer(
     for (arm, part), offset in zip(series, offsets.tolist(), strict=True):
         trained = np.array([arm not in flags.get(layer, []) for layer in range(layers)])
         _draw_series(axes, part[arm], offset, trained, arm, styles[arm], is_swapped=part is other)
-    legend_above(axes, _keys(own, styles, has_swapped=bool(other)))
+    for dashes, (name, by_arm) in zip(BASELINE_DASHES, levels.items(), strict=False):
+        for arm, heights in by_arm.items():
+            ends = np.arange(layers) - 0.5, np.arange(layers) + 0.5
+            colour = styles[arm].colour
+            axes.hlines(heights, *ends, color=colour, linewidth=1.2, linestyle=dashes, label=f"_{arm} {name}")
+    legend_above(axes, [*_keys(own, styles, has_swapped=bool(other)), *_baseline_keys(levels)])
     return axes
 
 
@@ -106,6 +115,27 @@ def _checked_swapped(swapped: Mapping[str, ArrayLike], own: Mapping[str, Array])
                 f"swapped[{arm!r}] must have the shape of its values, {own[arm].shape}, got {array.shape}. "
                 "Measure both for the same seeds and layers."
             )
+    return checked
+
+
+def _checked_baselines(
+    baselines: Mapping[str, Mapping[str, ArrayLike]], own: Mapping[str, Array], layers: int
+) -> dict[str, dict[str, Array]]:
+    if len(baselines) > len(BASELINE_DASHES):
+        raise ConfigurationError(
+            f"baselines must hold at most {len(BASELINE_DASHES)} names, got {', '.join(baselines)}. Draw fewer."
+        )
+    checked: dict[str, dict[str, Array]] = {}
+    for name, by_arm in baselines.items():
+        subset_of_arms(f"baselines[{name!r}]", by_arm, own)
+        checked[name] = {
+            arm: finite_array(f"baselines[{name!r}][{arm!r}]", array, "layer") for arm, array in by_arm.items()
+        }
+        for arm, array in checked[name].items():
+            if array.size != layers:
+                raise ConfigurationError(
+                    f"baselines[{name!r}][{arm!r}] must hold {layers} layers, got {array.size}. Measure the same layers."
+                )
     return checked
 
 
@@ -168,3 +198,12 @@ def _keys(own: Mapping[str, Array], styles: Mapping[str, ArmStyle], *, has_swapp
         swapped.set(markerfacecolor="white", label="under the other arm's mask")
         handles.append(swapped)
     return [*handles, *([blank_key(note)] if note else [])]
+
+
+def _baseline_keys(names: Iterable[str]) -> list[Key]:
+    from matplotlib.lines import Line2D
+
+    return [
+        Line2D([], [], color=INK, linewidth=1.2, linestyle=dashes, label=f"{name} baseline")
+        for name, dashes in zip(names, BASELINE_DASHES, strict=False)
+    ]
