@@ -14,7 +14,8 @@ from store.spectra_file import MEASURES, RECOMPUTE, edited, new_writer
 
 from rankkit.axes import LAYER_AXES
 from rankkit.errors import SpectrumFileError
-from rankkit.store import GroupLayout, LayerSlab, Slab, describe, read_group, verify
+from rankkit.store import SEQUENCES_PER_CHUNK, GroupLayout, LayerSlab, Slab, describe, read_group, verify
+from rankkit.store.groups import create_group
 
 NAN = float("nan")
 LEAN = {"seeds": [7], "steps": [500], "regions": ["full"], "applied_masks": ["own"]}
@@ -66,6 +67,17 @@ def write_empty(group: Any, chosen: GroupLayout) -> None:
     nothing = np.full((*shape, len(chosen.layers), len(chosen.heads), 0), NAN)
     failed = {"floor_arithmetic": NAN, "floor_model": NAN, "resolved": 0, "resolved_model": 0, "method": 1, "status": 3}
     group.write({}, Slab(singular_values=nothing, **failed))
+
+
+def test_chunks_of_layer_outputs_hold_one_layer_of_one_step() -> None:
+    many = {"tokens": np.zeros((20, 6), dtype=int), "valid_row": np.ones((20, 6), dtype=int)}
+    many |= {"rows": np.full((4, 20), 3), "columns": np.full((4, 20), 3)}
+    many |= {"prefix_length": np.zeros(20, dtype=int), "document": np.zeros(20, dtype=int)}
+    with h5py.File("memory", "w", driver="core", backing_store=False) as file:
+        waiting = create_group(file, "gpt", rich_layout(**many))
+        assert waiting["layer_output_singular_values"].chunks == (1, 1, SEQUENCES_PER_CHUNK, 1, WIDTH)
+        assert waiting["layer_output_effective_rank"].chunks == (1, 1, 20, 1)
+        assert waiting["effective_rank_lower"].chunks == waiting["effective_rank"].chunks == (1, 1, 1, 1, 20, 1, 2)
 
 
 def test_description_names_the_measures_of_layer_outputs(rich: Path) -> None:
