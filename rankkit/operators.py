@@ -19,12 +19,12 @@ from torch import Tensor
 
 from rankkit.errors import ConfigurationError
 from rankkit.masks import Mask, Padded
+from rankkit_kernels.adjoint import attend_adjoint
 from rankkit_kernels.attention import attend
+from rankkit_kernels.row_blocks import RowStatistics, gram_product, row_statistics
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
-
-    from rankkit_kernels.row_blocks import RowStatistics
 
 __all__ = ["AttentionOperator", "DenseOperator", "Operator", "SumOperator", "Transposed"]
 
@@ -95,13 +95,13 @@ class Operator(ABC):
         return Transposed(self)
 
     def __add__(self, other: Operator) -> SumOperator:
-        return SumOperator(terms=((1.0, self), (1.0, other)))
+        return SumOperator(terms=(*_weighted(1.0, self), *_weighted(1.0, other)))
 
     def __sub__(self, other: Operator) -> SumOperator:
-        return SumOperator(terms=((1.0, self), (-1.0, other)))
+        return SumOperator(terms=(*_weighted(1.0, self), *_weighted(-1.0, other)))
 
     def __mul__(self, weight: float) -> SumOperator:
-        return SumOperator(terms=((float(weight), self),))
+        return SumOperator(terms=_weighted(float(weight), self))
 
     __rmul__ = __mul__
 
@@ -269,19 +269,19 @@ class AttentionOperator(Operator):
         return _padded(mixed[0, ..., : x.shape[-1]].reshape(*self.batch_shape, inner.rows, x.shape[-1]), self.rows)
 
     def adjoint_product(self, y: Tensor) -> Tensor:
-        """A^T Y as fused attention with queries and keys exchanged."""
-        from rankkit_kernels.adjoint import attend_adjoint
-
+        """A^T Y as fused attention with queries and keys exchanged, or by blocks of rows (`rankkit_kernels.adjoint`)."""
         inner = self._without_padding()
         query, key, values = inner._batched(y[..., : inner.rows, :])
         plan, transposed = inner.mask.fused_plan(inner.rows), inner.mask.transposed().fused_plan(inner.columns)
-        mixed = attend_adjoint(query, key, values, plan, transposed, scale=self.scale)
+        statistics = None
+        if y.dtype == torch.float32:  # in float64 fused calls are no faster than blocks of rows, which need none
+            sums, columns = self.row_statistics.log_sum_exp, self.row_statistics.column_sums
+            statistics = (sums.reshape(query.shape[:-1]), columns.reshape(key.shape[:-1]))
+        mixed = attend_adjoint(query, key, values, plan, transposed, scale=self.scale, statistics=statistics)
         return _padded(mixed[0].reshape(*self.batch_shape, inner.columns, y.shape[-1]), self.columns)
 
     def gram_product(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """A X and A^T A X in one pass over blocks of rows, which computes every entry of A once."""
-        from rankkit_kernels.row_blocks import gram_product
-
         inner = self._without_padding()
         plan, seen = inner.mask.fused_plan(inner.rows), x[..., : inner.columns, :]
         query, key = inner.query.to(x.dtype), inner.key.to(x.dtype)
@@ -291,8 +291,6 @@ class AttentionOperator(Operator):
     @cached_property
     def row_statistics(self) -> RowStatistics:
         """What one pass over the rows gives, in float64 and O(n) memory; of the positions that are not padding."""
-        from rankkit_kernels.row_blocks import row_statistics
-
         inner = self._without_padding()
         plan = inner.mask.fused_plan(inner.rows)
         return row_statistics(inner.query.double(), inner.key.double(), plan, scale=self.scale)
@@ -499,6 +497,12 @@ class SumOperator(Operator):
         return replace(self, terms=tuple((weight, operator[matrices]) for weight, operator in self.terms))
 
 
+def _weighted(weight: float, operator: Operator) -> tuple[tuple[float, Operator], ...]:
+    """An operator's terms times a weight; a sum of sums is one sum."""
+    terms = operator.terms if isinstance(operator, SumOperator) else ((1.0, operator),)
+    return tuple((weight * inner, term) for inner, term in terms)
+
+
 def masked_softmax(logits: Tensor, allowed: Tensor) -> Tensor:
     """Softmax over what the mask allows; zeros in a row that sees nothing, nan where a visible logit is nan or +inf.
 
@@ -509,6 +513,7 @@ def masked_softmax(logits: Tensor, allowed: Tensor) -> Tensor:
     hidden = ~allowed
     largest = logits.masked_fill_(hidden, -torch.inf).amax(dim=-1, keepdim=True)
     attention = torch.softmax(logits, dim=-1)
+    attention.masked_fill_(hidden, 0.0)  # in a row with a nan, hidden entries would be nan too
     return attention.masked_fill_(largest == -torch.inf, 0.0)
 
 
