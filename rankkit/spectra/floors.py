@@ -139,7 +139,7 @@ def _norm_bound(operator: Operator) -> Tensor:
     if isinstance(operator, AttentionOperator):
         return operator.row_statistics.column_sums.amax(dim=-1).sqrt().cpu()
     if isinstance(operator, DenseOperator):
-        return torch.linalg.matrix_norm(operator.matrix.to(torch.float64)).cpu()
+        return operator.matrix.to(torch.float64).square().sum(dim=(-2, -1)).sqrt().cpu()
     assert isinstance(operator, SumOperator)
     return torch.stack([abs(weight) * _norm_bound(term) for weight, term in operator.terms]).sum(dim=0)
 

@@ -23,7 +23,7 @@ from rankkit.hooks.factors import LayerFactors
 from rankkit.masks import Mask, MaskKind
 from rankkit.models.transformer import Transformer
 from rankkit.operators import AttentionOperator
-from rankkit.spectra.exact import DEFAULT_MEMORY_BUDGET, Spectrum, check_measures, spectrum
+from rankkit.spectra import DEFAULT_MEMORY_BUDGET, Spectrum, check_measures, spectrum
 from rankkit.spectra.measures import DEFAULT_MEASURES, MEASURES
 from rankkit.store import METHODS, SEQUENCES_PER_CHUNK, STATUSES, GroupLayout, MeasureDescription, Slab, SpectrumWriter
 from rankkit.studies.certificate import build_certificate, certificate_problems

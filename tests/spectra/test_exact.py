@@ -24,12 +24,14 @@ from torch import Tensor
 from rankkit.errors import ConfigurationError
 from rankkit.masks import Backward, Bidirectional, Causal, Mask, Prefix
 from rankkit.operators import AttentionOperator
-from rankkit.spectra import MEASURES, METHODS, Spectrum, exact, spectrum
+from rankkit.spectra import DEFAULT_MEASURES, MEASURES, Spectrum, exact, measurement, spectrum
+from rankkit.spectra import METHODS as ALL_METHODS
 from rankkit.spectra.floors import arithmetic_floor, model_floor, resolved
 
 ALL = tuple(MEASURES)
+METHODS = ("gram", "svd")
 MASKS = (Causal(), Prefix(0), Prefix(5), Prefix(12), Bidirectional(), Backward())
-GRAM, SVD = METHODS.index("gram"), METHODS.index("svd")
+GRAM, SVD = ALL_METHODS.index("gram"), ALL_METHODS.index("svd")
 
 
 def operator(
@@ -55,8 +57,9 @@ def by_numpy(given: AttentionOperator) -> NDArray[np.float64]:
 
 
 def parts(found: Spectrum) -> dict[str, Tensor]:
-    names = ("singular_values", "floor_arithmetic", "floor_model", "method", "failed")
-    return {name: getattr(found, name) for name in names} | dict(found.measures)
+    names = ("singular_values", "floor_arithmetic", "floor_model", "method", "status")
+    errors = {f"{name}_error": error for name, error in found.errors.items()}
+    return {name: getattr(found, name) for name in names} | dict(found.measures) | errors
 
 
 def assert_same_bits(found: Spectrum, expected: Spectrum) -> None:
@@ -95,7 +98,7 @@ def test_leading_axes_come_back_and_members_are_what_they_are_alone(shape: tuple
     for index in np.ndindex(shape):
         alone = spectrum(replace(given, query=given.query[index], key=given.key[index]), measures=ALL)
         for name, tensor in parts(found).items():
-            assert torch.equal(tensor[index], parts(alone)[name]), name
+            assert torch.equal(tensor[index].nan_to_num(-1.0), parts(alone)[name].nan_to_num(-1.0)), name
 
 
 def test_no_matrices_have_an_empty_spectrum() -> None:
@@ -115,9 +118,11 @@ def test_measures_are_the_measure_functions_of_logits_attention_and_values(mask:
     given = operator(2, 3, mask=mask)
     found = spectrum(given, measures=ALL)
     attention, logits, allowed = given.dense(), given.logits(), given.allowed()
-    for name, measure in MEASURES.items():
+    assert set(found.measures) | set(found.unavailable) == set(MEASURES)
+    for name, measure in ((name, MEASURES[name]) for name in found.measures):
         inputs = {
-            "singular_values": (found.singular_values, 12, 12),
+            "operator": (given,),
+            "singular_values": (found.singular_values, 12, 12, found.floor_arithmetic),
             "attention": (attention, allowed),
             "logits": (logits, allowed),
         }
@@ -150,12 +155,13 @@ def test_floors_are_those_of_the_floors_module_for_the_method_and_precision() ->
 @pytest.mark.parametrize(("n", "count"), [(7, 40), (33, 24), (129, 9), (200, 6)])
 def test_bits_depend_on_no_chunk_worker_thread_or_budget(n: int, count: int, dtype: torch.dtype) -> None:
     given = operator(count, n=n, head_dim=7, mask=Prefix(n // 2), dtype=dtype)
-    expected = spectrum(given, measures=ALL, workers=1)
+    expected = spectrum(given, measures=ALL, workers=1, method="exact")
     one = 6 * n * n * 8  # bytes that one matrix may take
     try:
         for workers, budget, threads in ((1, 1, 1), (2, 1, 2), (2, 5 * one, 1), (3, 8 * one, 2), (None, 1 << 29, 2)):
             torch.set_num_threads(threads)
-            assert_same_bits(spectrum(given, measures=ALL, workers=workers, memory_budget=budget), expected)
+            found = spectrum(given, measures=ALL, workers=workers, memory_budget=budget, method="exact")
+            assert_same_bits(found, expected)
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(1)
@@ -184,7 +190,7 @@ def with_threshold(monkeypatch: pytest.MonkeyPatch, threshold: float) -> str:
     measure = replace(
         MEASURES["numerical_rank"], name="sharp_rank", relative_threshold=lambda rows, columns: torch.tensor(threshold)
     )
-    monkeypatch.setattr(exact, "MEASURES", MappingProxyType({**MEASURES, "sharp_rank": measure}))
+    monkeypatch.setattr(measurement, "MEASURES", MappingProxyType({**MEASURES, "sharp_rank": measure}))
     return "sharp_rank"
 
 
@@ -217,13 +223,15 @@ def test_auto_takes_svd_exactly_for_unresolved_matrices_under_a_threshold_below_
     assert spectrum(given, measures=(blunt,)).method.tolist() == [GRAM, GRAM]
 
 
-def test_auto_stays_with_gram_for_every_measure_that_comes_with_rankkit() -> None:
-    """Their thresholds lie above its floor at every size: eps32 n against sqrt(eps64 n)."""
-    assert spectrum(rank_one(), measures=ALL).method.tolist() == [GRAM]
+def test_gram_serves_the_default_measures_and_those_of_the_tail_take_svd() -> None:
+    """eps32 n, the threshold of the numerical rank, lies above gram's sqrt(eps64 n) at every size."""
+    assert spectrum(rank_one()).method.tolist() == [GRAM]
     for n in (1, 2, 64, 8192):
-        for measure in MEASURES.values():
-            if measure.relative_threshold is not None:
-                assert float(measure.relative_threshold(n, n)) > gram_floor(n)
+        for name in DEFAULT_MEASURES:
+            threshold = MEASURES[name].relative_threshold
+            assert threshold is None or float(threshold(n, n)) > gram_floor(n)
+    for name in ("spectral_ratio", "decay_exponent"):
+        assert spectrum(both(), measures=(name,)).method.tolist() == [GRAM, SVD]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -252,8 +260,9 @@ def test_a_matrix_that_is_not_finite_is_flagged_and_leaves_its_neighbours_alone(
     assert torch.equal(found.failed, failed)
     assert not expected.failed.any()
     for name, tensor in parts(expected).items():
-        if name not in ("failed", "method"):
-            assert torch.equal(parts(found)[name][~failed], tensor[~failed]), name
+        if name not in ("status", "method"):
+            kept = parts(found)[name][~failed].nan_to_num(-1.0)
+            assert torch.equal(kept, tensor[~failed].nan_to_num(-1.0)), name
             assert parts(found)[name][failed].isnan().all(), name
     assert found.resolved[failed].tolist() == [0]
 
@@ -277,7 +286,7 @@ def test_torch_threads_come_back_after_an_error(monkeypatch: pytest.MonkeyPatch)
 def test_an_unknown_measure_or_method_is_refused_before_anything_is_computed() -> None:
     with pytest.raises(ConfigurationError, match=r"measure must be one of numerical_rank, .*, got 'rank'\. Choose one"):
         spectrum(operator(1), measures=("stable_rank", "rank"))
-    with pytest.raises(ConfigurationError, match="method must be auto, gram or svd, got 'qr'"):
+    with pytest.raises(ConfigurationError, match="method must be one of auto, exact, gram, svd, matrix-free, got 'qr'"):
         spectrum(operator(1), method="qr")  # type: ignore[arg-type]
 
 

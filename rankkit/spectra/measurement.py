@@ -1,0 +1,158 @@
+"""`rankkit.spectrum`: any matrix measured, exactly where it can be formed, from products alone where it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal, cast
+
+import torch
+from torch import Tensor
+
+from rankkit.errors import ConfigurationError
+from rankkit.operators import DenseOperator, Operator
+from rankkit.spectra.exact import COPIES, DEFAULT_MEMORY_BUDGET, ExactMethod, exact_spectrum
+from rankkit.spectra.measures import DEFAULT_MEASURES, MEASURES, Measure
+from rankkit.spectra.result import Spectrum
+
+__all__ = [
+    "MatrixFreeConfig",
+    "MethodName",
+    "check_measures",
+    "chosen_method",
+    "spectrum",
+    "switched_off",
+]
+
+MethodName = Literal["auto", "exact", "gram", "svd", "matrix-free"]
+_METHOD_NAMES: Final = ("auto", "exact", "gram", "svd", "matrix-free")
+
+_REASONS: Final = {
+    "attention": "it needs logits and a mask, and this matrix is not attention made from them",
+    "rows_sum_to_one": "its definition needs rows that sum to 1, and these do not",
+    "non_negative": "its definition needs entries of at least 0, and some are negative",
+    "square": "it needs as many rows as columns",
+    "triangular": "its theorem needs a triangular matrix",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatrixFreeConfig:
+    """How far an estimate without the matrix goes."""
+
+    leading: int = 32
+    """Leading singular values, each with a certified residual."""
+    probes: int = 32
+    """Random vectors behind every estimate; their standard error is in the brackets."""
+    steps: int = 240
+    """Lanczos steps at most; the brackets narrow with them."""
+    half_width: float = 0.05
+    """Stop when the effective rank's bracket is this narrow, as a share of its middle."""
+    seed: int = 0
+    """Of the probes."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("leading", 1), ("probes", 2), ("steps", 2)):
+            if getattr(self, name) < least:
+                raise ConfigurationError(f"{name} must be at least {least}, got {getattr(self, name)}. Raise it.")
+        if not 0 < self.half_width < 1:
+            raise ConfigurationError(f"half_width must be between 0 and 1, got {self.half_width}. Pass 0.05 for 5%.")
+
+
+def check_measures(names: Sequence[str]) -> tuple[Measure, ...]:
+    """The measures of those names.
+
+    Raises:
+        ConfigurationError: an unknown name.
+    """
+    for name in names:
+        if name not in MEASURES:
+            raise ConfigurationError(f"measure must be one of {', '.join(MEASURES)}, got {name!r}. Choose one of them.")
+    return tuple(MEASURES[name] for name in names)
+
+
+def chosen_method(method: MethodName, rows: int, columns: int, memory_budget: int) -> tuple[MethodName, str]:
+    """The rule of `auto`: exact where one matrix and its working copies fit the memory budget, else without the matrix.
+
+    Returns:
+        `exact`, `gram`, `svd` or `matrix-free`, and the reason in words, which is recorded with the results.
+
+    Raises:
+        ConfigurationError: an unknown method.
+    """
+    if method not in _METHOD_NAMES:
+        raise ConfigurationError(f"method must be one of {', '.join(_METHOD_NAMES)}, got {method!r}. Choose one.")
+    if method != "auto":
+        return method, "asked for"
+    needed = COPIES * rows * columns * 8
+    facts = f"one {rows} x {columns} matrix takes {needed >> 20} MiB of {memory_budget >> 20}"
+    if needed <= memory_budget:
+        return "exact", f"auto: {facts}"
+    return "matrix-free", f"auto: {facts}"
+
+
+def spectrum(
+    matrix: Operator | Tensor,
+    /,
+    *,
+    measures: Sequence[str] = DEFAULT_MEASURES,
+    method: MethodName = "auto",
+    matrix_free: MatrixFreeConfig | None = None,
+    precision: torch.dtype = torch.float32,
+    workers: int | None = None,
+    memory_budget: int = DEFAULT_MEMORY_BUDGET,
+    on_progress: Callable[[float], None] | None = None,
+) -> Spectrum:
+    """Measure every matrix of an operator, or any tensor "... row column".
+
+    Args:
+        matrix: an operator (attention, a sum of operators) or a tensor.
+        measures: names from `MEASURES`. One that rests on something which does not hold here (rows that sum to 1, a
+            mask, a triangle) is switched off and named in `Spectrum.unavailable`.
+        method: `exact` (`gram`, and `svd` where a measure needs what gram cannot resolve), `gram` or `svd` alone,
+            `matrix-free` (leading values and brackets, from products in O(n) memory), or `auto` (see `chosen_method`).
+        matrix_free: how far an estimate goes.
+        precision: dtype in which a model applied its attention, for `floor_model`.
+        workers: threads; the available cores by default. Results do not depend on it.
+        memory_budget: bytes for dense matrices at any time; an exact method always works on at least one matrix.
+        on_progress: told the finished share of an estimate, 0 to 1.
+
+    Returns:
+        The spectrum, with the operator's leading axes. A matrix that cannot be measured has status `failed` and leaves
+        the others alone.
+
+    Raises:
+        ConfigurationError: an unknown measure or method.
+    """
+    operator = matrix if isinstance(matrix, Operator) else DenseOperator(matrix=matrix)
+    chosen = check_measures(measures)
+    usable, unavailable = switched_off(chosen, operator.structure)
+    found, rule = chosen_method(method, operator.rows, operator.columns, memory_budget)
+    if found == "matrix-free":
+        from rankkit.spectra.matrix_free import matrix_free_spectrum
+
+        estimated = matrix_free_spectrum(
+            operator, measures=usable, config=matrix_free or MatrixFreeConfig(), precision=precision, rule=rule,
+            on_progress=on_progress,
+        )  # fmt: skip
+        return replace(estimated, unavailable={**unavailable, **estimated.unavailable})
+    exact = exact_spectrum(
+        operator, measures=usable, method=cast(ExactMethod, found), precision=precision, workers=workers,
+        memory_budget=memory_budget, rule=rule,
+    )  # fmt: skip
+    return replace(exact, unavailable=unavailable)
+
+
+def switched_off(measures: Sequence[Measure], structure: Collection[str]) -> tuple[tuple[Measure, ...], dict[str, str]]:
+    """Which measures hold for matrices of that structure, and why the others do not.
+
+    Args:
+        measures: that were asked for.
+        structure: of the operator, as `Operator.structure`.
+
+    Returns:
+        The measures that can be computed, and a reason by name for each of the rest.
+    """
+    missing = {measure.name: sorted(measure.requires - set(structure)) for measure in measures}
+    reasons = {name: "; ".join(_REASONS[part] for part in parts) for name, parts in missing.items() if parts}
+    return tuple(measure for measure in measures if not missing[measure.name]), reasons

@@ -1,0 +1,89 @@
+"""What measuring a batch of matrices gives: singular values, floors, measures, the error of each, and what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from rankkit.spectra.floors import resolved
+
+__all__ = ["METHODS", "STATUSES", "Spectrum"]
+
+METHODS: Final = ("gram", "svd", "krylov")
+"""How singular values were made; `Spectrum.method` holds the index."""
+
+STATUSES: Final = ("ok", "estimated", "degenerate", "failed")
+"""What a spectrum is worth; `Spectrum.status` holds the index.
+
+`ok`: every singular value, to its floor. `estimated`: the leading ones, and brackets for measures of the rest.
+`degenerate`: exact, of a matrix without structure (zero, or one row or column). `failed`: not finite, or no method
+converged; everything is nan.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Spectrum:
+    """Singular values of a batch of matrices, their floors, and their measures.
+
+    Measures are attributes too: `spectrum.effective_rank` is `spectrum.measures["effective_rank"]`.
+    """
+
+    singular_values: Tensor
+    """"... component", float64, descending: all of them, or the leading ones of an estimate; nan where failed."""
+    floor_arithmetic: Tensor
+    """"...", what the method may have moved a value by; of an estimate the largest certified residual."""
+    floor_model: Tensor
+    """"...", what the model's own arithmetic may have moved a value by."""
+    method: Tensor
+    """"...", int8, index into `METHODS`."""
+    status: Tensor
+    """"...", int8, index into `STATUSES`."""
+    measures: Mapping[str, Tensor]
+    """"..." by name, float64: exact values, nan where there is only a bracket or none."""
+    errors: Mapping[str, Tensor]
+    """"..." by name: how far both floors together may have moved the measure; nan where no bound is known."""
+    brackets: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """(lower, upper) "..." by name: 95% brackets of what was estimated; nan where the value is exact."""
+    unavailable: Mapping[str, str] = field(default_factory=dict)
+    """Measures that were asked for and cannot be had, with the reason: a theorem that does not hold here, or the size."""
+    rule: str
+    """Why this method: in words, for the file."""
+
+    def __getattr__(self, name: str) -> Tensor:
+        try:
+            return self.measures[name]
+        except KeyError:
+            pass
+        if name in self.unavailable:
+            raise AttributeError(f"{name} must be defined for this operator, but {self.unavailable[name]}.")
+        if name in self.brackets:
+            raise AttributeError(
+                f"{name} must be known exactly to be a value, got an estimate. Read spectrum.brackets[{name!r}]."
+            )
+        raise AttributeError(
+            f"a measure must have been asked for, got {name!r}. Measured: {', '.join(self.measures)}."
+        ) from None
+
+    @property
+    def floor(self) -> Tensor:
+        """The larger of the two floors, "..."; a value below it is unresolved."""
+        return torch.maximum(self.floor_arithmetic, self.floor_model)
+
+    @property
+    def failed(self) -> Tensor:
+        """Which matrices could not be measured, "...", bool."""
+        return self.status == STATUSES.index("failed")
+
+    @property
+    def resolved(self) -> Tensor:
+        """Values above the arithmetic floor, "..."."""
+        return resolved(self.singular_values, self.floor_arithmetic)
+
+    @property
+    def resolved_model(self) -> Tensor:
+        """Values above the model floor, "..."."""
+        return resolved(self.singular_values, self.floor_model)
