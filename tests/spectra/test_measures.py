@@ -34,7 +34,17 @@ NORMS = {
     "spectral": measures.spectral_norm,
 }
 EVERY = RATIOS | NORMS
-OF_ATTENTION = {name: entry for name, entry in MEASURES.items() if entry.needs == "attention"}
+OF_ATTENTION = {
+    name: entry
+    for name, entry in MEASURES.items()
+    if entry.needs == "attention" and name != "off_diagonal_block_rank"  # which takes any triangular matrix
+}
+OF_TAIL = {
+    "spectral_ratio": measures.spectral_ratio,
+    "decay_exponent": measures.decay_exponent,
+    "decay_exponent_standard_error": measures.decay_exponent_standard_error,
+    "decay_exponent_r_squared": measures.decay_exponent_r_squared,
+}
 SMOOTH = [name for name in RATIOS if "rank_" not in name and name not in ("energy_rank", "mass_rank")]
 
 spectra = arrays.arrays(
@@ -217,6 +227,133 @@ def test_fractions_outside_the_unit_interval_are_refused(fraction):
 def test_a_tolerance_below_zero_is_refused(tolerance):
     with pytest.raises(ConfigurationError, match=rf"tolerance must be at least 0, got {tolerance}\. Omit"):
         measures.numerical_rank(torch.ones(2), tolerance=tolerance)
+
+
+# Functions of the values above a floor.
+
+
+def power_law(size, exponent, *, seed=None):
+    values = torch.arange(1, size + 1, dtype=torch.float64) ** exponent
+    return values if seed is None else values * torch.from_numpy(np.random.default_rng(seed).lognormal(0, 0.1, size))
+
+
+@pytest.mark.parametrize("name", OF_TAIL)
+@quick
+@given(values=spectra, power=st.integers(-300, 300), seed=st.integers(0, 99))
+def test_measures_of_the_tail_are_scale_invariant_and_ignore_order_and_padding(name, values, power, seed):
+    measure = OF_TAIL[name]
+    floor = 1e-3 * values.amax(dim=-1)
+    expected, scale = measure(values, floor=floor), 2.0**power
+    torch.testing.assert_close(
+        measure(scale * values, floor=scale * floor), expected, rtol=1e-9, atol=1e-12, equal_nan=True
+    )
+    shuffled = values[..., torch.from_numpy(np.random.default_rng(seed).permutation(values.shape[-1]))]
+    padded = torch.cat([shuffled, torch.full((len(values), 2), NAN, dtype=torch.float64)], dim=-1)
+    torch.testing.assert_close(measure(padded, floor=floor), expected, rtol=1e-9, atol=1e-12, equal_nan=True)
+
+
+def test_spectral_ratio_is_infinite_where_the_second_value_is_zero_noise_or_absent():
+    values = tensor([6.0, 3.0], [6.0, 1e-9], [6.0, 0.0], [0.0, 0.0], [6.0, NAN], [NAN, NAN])
+    floor = torch.full((6,), 1e-8)
+    assert measures.spectral_ratio(values, floor=floor)[:3].tolist() == [2, math.inf, math.inf]
+    assert measures.spectral_ratio(values)[1:3].tolist() == [pytest.approx(6e9), math.inf]
+    assert measures.spectral_ratio(values)[3:].tolist() == pytest.approx([NAN, math.inf, NAN], nan_ok=True)
+    assert float(measures.spectral_ratio(tensor(5.0))) == math.inf
+    assert measures.spectral_ratio(tensor([3.0, 1.5]), floor=torch.tensor([1.5])).tolist() == [math.inf]
+
+
+@pytest.mark.parametrize("exponent", [-0.5, -1.0, -3.0])
+def test_the_decay_exponent_of_a_power_law_is_its_exponent(exponent):
+    values = power_law(40, exponent)
+    values[0] = 77.0  # the sink does not count
+    assert float(measures.decay_exponent(values)) == pytest.approx(exponent, rel=1e-12)
+    assert float(measures.decay_exponent_standard_error(values)) == pytest.approx(0, abs=1e-14)
+    assert float(measures.decay_exponent_r_squared(values)) == pytest.approx(1, rel=1e-12)
+
+
+def test_the_decay_is_fitted_as_scipy_fits_lines():
+    from scipy.stats import linregress
+
+    values = power_law(50, -1.3, seed=3).sort(descending=True).values
+    expected = linregress(np.log(np.arange(2, 31)), np.log(values[1:30].numpy()))
+    floor = values[30]
+    assert float(measures.decay_exponent(values, floor=floor)) == pytest.approx(expected.slope, rel=1e-12)
+    assert float(measures.decay_exponent_standard_error(values, floor=floor)) == pytest.approx(
+        expected.stderr, rel=1e-9
+    )
+    assert float(measures.decay_exponent_r_squared(values, floor=floor)) == pytest.approx(expected.rvalue**2, rel=1e-9)
+
+
+def test_the_decay_of_fewer_than_eight_points_is_nan():
+    values = power_law(20, -1.0)
+    for name, known in (("decay_exponent", 9), ("decay_exponent_standard_error", 9), ("decay_exponent_r_squared", 9)):
+        measure = OF_TAIL[name]
+        assert bool(measure(values[: known - 1]).isnan())  # points 2..8
+        assert not bool(measure(values[:known]).isnan())
+        assert bool(measure(values, floor=values[known - 1]).isnan())
+        assert not bool(measure(values, floor=values[known]).isnan())
+        assert measure(torch.zeros(2, 20)).isnan().all()
+
+
+def test_noise_under_the_floor_does_not_bend_the_decay():
+    values = power_law(30, -2.0)
+    noisy = torch.cat([values, torch.full((30,), 1e-9, dtype=torch.float64)])
+    assert float(measures.decay_exponent(noisy, floor=torch.tensor(1e-8))) == pytest.approx(-2, rel=1e-12)
+    assert float(measures.decay_exponent(noisy)) < -4
+
+
+# Blocks off the diagonal.
+
+
+def linear_attention(size, state, *, seed=0):
+    random = np.random.default_rng(seed)
+    weights = np.tril(random.random((size, state)) @ random.random((state, size)))
+    return torch.from_numpy(weights / weights.sum(axis=1, keepdims=True))
+
+
+def test_off_diagonal_rank_is_that_of_numpys_blocks():
+    matrix = matrices.attention("causal", 32, std=2.0, seed=1)
+    largest = np.linalg.norm(matrix, 2)
+    for tolerance in (1e-6, 1e-3, 0.05):
+        counts = [
+            int((np.linalg.svd(matrix[split:, :split], compute_uv=False) > tolerance * largest).sum())
+            for split in range(4, 32, 4)
+        ]
+        assert float(measures.off_diagonal_block_rank(torch.from_numpy(matrix), tolerance=tolerance)) == max(counts)
+
+
+def test_a_tolerance_below_grams_floor_is_resolved():
+    state = linear_attention(48, 5)
+    assert float(measures.off_diagonal_block_rank(state, tolerance=1e-13)) == 5
+
+
+@pytest.mark.parametrize("state", [1, 3, 8])
+def test_linear_attention_has_off_diagonal_rank_of_its_state_and_softmax_more(state):
+    assert float(measures.off_diagonal_block_rank(linear_attention(64, state))) == state
+    assert float(measures.off_diagonal_block_rank(causal(64, std=2.0))) > 8
+
+
+def test_upper_triangles_have_the_off_diagonal_rank_of_their_transposes():
+    batch = torch.stack([causal(24, seed=1), causal(24, seed=1).mT, linear_attention(24, 2)])
+    found = measures.off_diagonal_block_rank(batch).tolist()
+    assert found[0] == found[1]
+    assert found[2] == 2
+
+
+def test_off_diagonal_rank_has_an_answer_for_every_matrix():
+    full = torch.full((8, 8), 1 / 8)
+    full[0, 0] = 0.5
+    batch = torch.stack([torch.eye(8), torch.zeros(8, 8), full, torch.full((8, 8), NAN).tril()])
+    assert measures.off_diagonal_block_rank(batch).tolist() == pytest.approx([0, 0, NAN, NAN], nan_ok=True)
+    assert float(measures.off_diagonal_block_rank(torch.ones(1, 1))) == 0
+    assert float(measures.off_diagonal_block_rank(torch.ones(2, 2).tril())) == 1
+    assert bool(measures.off_diagonal_block_rank(torch.ones(3, 5)).isnan())
+    assert measures.off_diagonal_block_rank(torch.ones(0, 4, 4)).shape == (0,)
+    assert measures.off_diagonal_block_rank(torch.ones(2, 3, 4, 4).tril()).shape == (2, 3)
+    with pytest.raises(
+        ConfigurationError, match=r"matrix must have at least one row and one column .* got shape \(3,\)"
+    ):
+        measures.off_diagonal_block_rank(torch.ones(3))
 
 
 # Functions of the attention matrix.
@@ -459,6 +596,7 @@ def test_every_entry_carries_one_line_of_words_for_the_file():
 def test_registered_measures_compute_what_their_names_say():
     matrix = matrices.attention("causal", 24)
     sigma = properties.spectrum(matrix)
+    floor = 1e-9 * sigma[0]
     expected = {
         "numerical_rank": measures.numerical_rank(sigma, tolerance=24 * 2.0**-23),
         "effective_rank": measures.effective_rank(sigma),
@@ -474,13 +612,46 @@ def test_registered_measures_compute_what_their_names_say():
         "nuclear_norm": torch.tensor(np.linalg.norm(matrix, "nuc")),
         "frobenius_norm": torch.tensor(np.linalg.norm(matrix)),
         "spectral_norm": torch.tensor(np.linalg.norm(matrix, 2)),
+        "spectral_ratio": sigma[0] / sigma[1],
+        "decay_exponent": measures.decay_exponent(sigma, floor=floor),
+        "decay_exponent_standard_error": measures.decay_exponent_standard_error(sigma, floor=floor),
+        "decay_exponent_r_squared": measures.decay_exponent_r_squared(sigma, floor=floor),
     }
     assert set(expected) == {name for name, entry in MEASURES.items() if entry.needs == "singular_values"}
     for name, value in expected.items():
-        torch.testing.assert_close(MEASURES[name].compute(sigma, 24, 24), value, rtol=1e-12, atol=0)
+        torch.testing.assert_close(MEASURES[name].compute(sigma, 24, 24, floor), value, rtol=1e-12, atol=0)
 
 
-def test_only_the_numerical_rank_needs_values_told_from_noise():
+def test_measures_of_the_tail_are_given_the_floor_and_the_others_do_without():
+    sigma, floor = power_law(20, -1.0), torch.tensor(0.08)
+    for name, entry in MEASURES.items():
+        if entry.needs == "singular_values":
+            with_floor, without = entry.compute(sigma, 20, 20, floor), entry.compute(sigma, 20, 20)
+            assert torch.equal(with_floor, without) or name in OF_TAIL
+
+
+def test_measures_say_what_they_require():
+    required = {name: set(entry.requires) for name, entry in MEASURES.items() if entry.requires}
+    assert required == {
+        "attention_entropy": {"non_negative", "rows_sum_to_one"},
+        "attention_entropy_relative": {"non_negative", "rows_sum_to_one"},
+        "mean_ipr": {"non_negative", "rows_sum_to_one"},
+        "rank_one_residual": {"non_negative"},
+        "sink_position": {"non_negative"},
+        "sink_mass": {"non_negative"},
+        "diagonal_mass": {"non_negative", "square"},
+        "previous_key_mass": {"non_negative", "square"},
+        "off_diagonal_block_rank": {"square", "triangular"},
+        "logit_std": {"attention"},
+        "log_abs_det": {"attention", "square"},
+        "log_abs_det_bound": {"attention", "square"},
+        "log10_smallest_singular_value": {"square", "triangular"},
+    }
+
+
+def test_only_counts_and_the_tail_need_values_told_from_noise():
     needing = {name: entry for name, entry in MEASURES.items() if entry.relative_threshold is not None}
-    assert set(needing) == {"numerical_rank"}
+    assert set(needing) == {"numerical_rank", *OF_TAIL}
     assert float(needing["numerical_rank"].relative_threshold(512, 256)) == 512 * 2.0**-23
+    for name in OF_TAIL:
+        assert float(needing[name].relative_threshold(512, 256)) == 512 * 2.0**-52

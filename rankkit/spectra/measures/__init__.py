@@ -1,7 +1,8 @@
 """Numbers that say what rank an attention matrix has, each for a whole batch of matrices at once.
 
-Three kinds, by what they read: the singular values, the attention matrix, or the logits before the softmax. All work
-in float64 and return "..." from "... component" or "... query key". What none of them does is average matrices.
+Four kinds, by what they read: the singular values, the attention matrix, the logits before the softmax, or the operator.
+All work in float64 and return "..." from "... component", "... query key" or an operator with leading axes "...". What none
+of them does is average matrices. Each comes with a function that says how far it can be off: see `Measure.error`.
 
 Edge cases, the same everywhere:
 
@@ -18,6 +19,12 @@ rank <= rank.
 
 from __future__ import annotations
 
+from rankkit.spectra.measures.decay import (
+    decay_exponent,
+    decay_exponent_r_squared,
+    decay_exponent_standard_error,
+)
+from rankkit.spectra.measures.measure import Measure
 from rankkit.spectra.measures.of_attention import (
     attention_entropy,
     attention_entropy_relative,
@@ -29,6 +36,7 @@ from rankkit.spectra.measures.of_attention import (
     sink_mass,
     sink_position,
 )
+from rankkit.spectra.measures.of_operators import log10_smallest_singular_value, log_abs_det, log_abs_det_bound
 from rankkit.spectra.measures.of_singular_values import (
     default_tolerance,
     effective_rank,
@@ -41,9 +49,11 @@ from rankkit.spectra.measures.of_singular_values import (
     numerical_rank,
     participation_ratio,
     spectral_norm,
+    spectral_ratio,
     stable_rank,
 )
-from rankkit.spectra.measures.registry import DEFAULT_MEASURES, MEASURES, Measure
+from rankkit.spectra.measures.off_diagonal_blocks import off_diagonal_block_rank
+from rankkit.spectra.measures.registry import DEFAULT_MEASURES, MEASURES
 
 __all__ = [
     "DEFAULT_MEASURES",
@@ -51,23 +61,31 @@ __all__ = [
     "Measure",
     "attention_entropy",
     "attention_entropy_relative",
+    "decay_exponent",
+    "decay_exponent_r_squared",
+    "decay_exponent_standard_error",
     "default_tolerance",
     "diagonal_mass",
     "effective_rank",
     "effective_rank_energy",
     "energy_rank",
     "frobenius_norm",
+    "log10_smallest_singular_value",
+    "log_abs_det",
+    "log_abs_det_bound",
     "logit_std",
     "mass_at_quarter",
     "mass_rank",
     "mean_ipr",
     "nuclear_norm",
     "numerical_rank",
+    "off_diagonal_block_rank",
     "participation_ratio",
     "previous_key_mass",
     "rank_one_residual",
     "sink_mass",
     "sink_position",
     "spectral_norm",
+    "spectral_ratio",
     "stable_rank",
 ]

@@ -38,7 +38,7 @@ def attention_entropy(attention: Tensor, /) -> Tensor:
 
     Source: Zhai et al. (2023), Stabilizing Transformer training by preventing attention entropy collapse.
     """
-    matrix, _, count = _rows(attention)
+    matrix, _, count = attention_rows(attention)
     return _row_entropy(matrix).sum(dim=-1) / count
 
 
@@ -55,8 +55,8 @@ def attention_entropy_relative(attention: Tensor, /, *, allowed: Tensor) -> Tens
     Raises:
         ConfigurationError: as `attention_entropy`; a mask that is not boolean or has another shape.
     """
-    matrix, valid, count = _rows(attention)
-    visible = _mask(allowed, matrix).sum(dim=-1).to(torch.float64)
+    matrix, valid, count = attention_rows(attention)
+    visible = checked_mask(allowed, matrix).sum(dim=-1).to(torch.float64)
     used = valid & (visible >= 2)
     share = (_row_entropy(matrix) / visible.log()).where(used, 0.0)
     return share.sum(dim=-1) / used.sum(dim=-1).where(count > 0, torch.nan)
@@ -64,7 +64,7 @@ def attention_entropy_relative(attention: Tensor, /, *, allowed: Tensor) -> Tens
 
 def mean_ipr(attention: Tensor, /) -> Tensor:
     """Mean inverse participation ratio of the rows, ||A||_F^2 / n: "..." in [1/m, 1] for rows that sum to 1."""
-    matrix, _, count = _rows(attention)
+    matrix, _, count = attention_rows(attention)
     return matrix.square().sum(dim=(-2, -1)) / count
 
 
@@ -76,7 +76,7 @@ def rank_one_residual(attention: Tensor, /) -> Tensor:
 
     Source: after Dong et al. (2021), Attention is not all you need: pure attention loses rank doubly exponentially.
     """
-    matrix, valid, count = _rows(attention)
+    matrix, valid, count = attention_rows(attention)
     mean = matrix.sum(dim=-2) / count.unsqueeze(-1)
     distance = (matrix - rearrange(mean, "... key -> ... 1 key")).square().sum(dim=-1).where(valid, 0.0)
     return (distance.sum(dim=-1) / matrix.square().sum(dim=(-2, -1))).sqrt()
@@ -84,25 +84,25 @@ def rank_one_residual(attention: Tensor, /) -> Tensor:
 
 def sink_position(attention: Tensor, /) -> Tensor:
     """Key with the largest column sum, the first of several: "...", float64, a whole number in 0..m-1, or nan."""
-    matrix, _, count = _rows(attention)
+    matrix, _, count = attention_rows(attention)
     return matrix.sum(dim=-2).argmax(dim=-1).to(torch.float64).where(count > 0, torch.nan)
 
 
 def sink_mass(attention: Tensor, /) -> Tensor:
     """Mean attention that the rows pay to `sink_position`: "..." in [1/m, 1] for rows that sum to 1."""
-    matrix, _, count = _rows(attention)
+    matrix, _, count = attention_rows(attention)
     return matrix.sum(dim=-2).amax(dim=-1) / count
 
 
 def diagonal_mass(attention: Tensor, /) -> Tensor:
     """Mean over the rows of A_ii, attention to oneself: "..." in [0, 1]; nan where A is not square."""
-    matrix, _, count = _rows(attention)
+    matrix, _, count = attention_rows(attention)
     return _square_only(matrix.diagonal(dim1=-2, dim2=-1).sum(dim=-1) / count, matrix)
 
 
 def previous_key_mass(attention: Tensor, /) -> Tensor:
     """Mean over the rows after the first of A_{i,i-1}: "..." in [0, 1]; nan where A is not square, and for n = 1."""
-    matrix, valid, count = _rows(attention)
+    matrix, valid, count = attention_rows(attention)
     followers = valid[..., 1:].sum(dim=-1).where(count > 0, torch.nan)
     return _square_only(matrix.diagonal(offset=-1, dim1=-2, dim2=-1).sum(dim=-1) / followers, matrix)
 
@@ -112,7 +112,7 @@ def _row_entropy(matrix: Tensor) -> Tensor:
     return summands.sum(dim=-1)
 
 
-def _rows(attention: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def attention_rows(attention: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The matrix in float64, which rows see something, and their number: nan where no mean can be taken."""
     matrix = attention.to(torch.float64)
     if matrix.ndim < 2 or 0 in matrix.shape[-2:]:
@@ -128,7 +128,8 @@ def _rows(attention: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return matrix, valid, valid.sum(dim=-1).to(torch.float64).where(usable, torch.nan)
 
 
-def _mask(allowed: Tensor, matrix: Tensor) -> Tensor:
+def checked_mask(allowed: Tensor, matrix: Tensor) -> Tensor:
+    """The mask, if it is one of this matrix."""
     if allowed.dtype != torch.bool or allowed.shape[-2:] != matrix.shape[-2:]:
         raise ConfigurationError(
             f"allowed must be a boolean mask of shape (..., {matrix.shape[-2]}, {matrix.shape[-1]}), got "
@@ -161,7 +162,7 @@ def logit_std(logits: Tensor, /, *, allowed: Tensor) -> Tensor:
         ConfigurationError: a mask that is not boolean or has another shape.
     """
     scores = logits.to(torch.float64)
-    visible = _mask(allowed, scores)
+    visible = checked_mask(allowed, scores)
     per_row = visible.sum(dim=-1, keepdim=True)
     mean = scores.where(visible, 0.0).sum(dim=-1, keepdim=True) / per_row
     spread = (scores - mean).where(visible, 0.0).square().sum(dim=(-2, -1))

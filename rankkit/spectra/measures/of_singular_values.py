@@ -21,6 +21,7 @@ __all__ = [
     "numerical_rank",
     "participation_ratio",
     "spectral_norm",
+    "spectral_ratio",
     "stable_rank",
 ]
 
@@ -55,9 +56,9 @@ def numerical_rank(singular_values: Tensor, /, *, tolerance: float | Tensor) -> 
     limit = torch.as_tensor(tolerance, dtype=torch.float64, device=singular_values.device)
     if not bool((limit >= 0).all()):
         raise ConfigurationError(f"tolerance must be at least 0, got {tolerance!r}. Omit it for the default.")
-    sigma = _descending(singular_values)
+    sigma = descending(singular_values)
     rank = (sigma > limit.unsqueeze(-1) * sigma[..., :1]).sum(dim=-1).to(torch.float64)
-    return rank.where(_components(singular_values) > 0, torch.nan)
+    return rank.where(components(singular_values) > 0, torch.nan)
 
 
 def effective_rank(singular_values: Tensor, /) -> Tensor:
@@ -74,12 +75,12 @@ def effective_rank(singular_values: Tensor, /) -> Tensor:
 
     Source: Roy and Vetterli (2007), The effective rank.
     """
-    return _entropy(_shares(_descending(singular_values))).exp()
+    return _entropy(_shares(descending(singular_values))).exp()
 
 
 def effective_rank_energy(singular_values: Tensor, /) -> Tensor:
     """Exponential of the entropy of q = sigma^2 / sum(sigma^2): "..." in [1, effective_rank]; nan for zero."""
-    return _entropy(_shares(_relative(singular_values).square())).exp()
+    return _entropy(_shares(relative(singular_values).square())).exp()
 
 
 def stable_rank(singular_values: Tensor, /) -> Tensor:
@@ -87,12 +88,12 @@ def stable_rank(singular_values: Tensor, /) -> Tensor:
 
     Source: Rudelson and Vershynin (2007), Sampling from large matrices.
     """
-    return _relative(singular_values).square().sum(dim=-1)
+    return relative(singular_values).square().sum(dim=-1)
 
 
 def participation_ratio(singular_values: Tensor, /) -> Tensor:
     """(sum sigma^2)^2 / sum sigma^4, how many directions share the energy: "..." in [1, rank]; nan for zero."""
-    energy = _relative(singular_values).square()
+    energy = relative(singular_values).square()
     return energy.sum(dim=-1).square() / energy.square().sum(dim=-1)
 
 
@@ -111,7 +112,7 @@ def energy_rank(singular_values: Tensor, /, *, fraction: float) -> Tensor:
 
     Source: the convention of principal component analysis.
     """
-    return _least_count(_relative(singular_values).square(), fraction)
+    return _least_count(relative(singular_values).square(), fraction)
 
 
 def mass_rank(singular_values: Tensor, /, *, fraction: float) -> Tensor:
@@ -119,7 +120,7 @@ def mass_rank(singular_values: Tensor, /, *, fraction: float) -> Tensor:
 
     Source: Wang et al. (2020), Linformer.
     """
-    return _least_count(_relative(singular_values), fraction)
+    return _least_count(relative(singular_values), fraction)
 
 
 def mass_at_quarter(singular_values: Tensor, /) -> Tensor:
@@ -129,15 +130,14 @@ def mass_at_quarter(singular_values: Tensor, /) -> Tensor:
 
     Source: Wang et al. (2020), Linformer, figure 1 (128 of 512).
     """
-    sigma = _descending(singular_values)
-    quarter = ((_components(singular_values) + 3) // 4).clamp(min=1)  # one nan share, not none, where nothing is left
-    first = torch.arange(sigma.shape[-1], device=sigma.device) < quarter.unsqueeze(-1)
+    sigma = descending(singular_values)
+    first = torch.arange(sigma.shape[-1], device=sigma.device) < first_quarter(singular_values).unsqueeze(-1)
     return _shares(sigma).where(first, 0.0).sum(dim=-1)
 
 
 def nuclear_norm(singular_values: Tensor, /) -> Tensor:
     """Sum of the singular values: "...", at least 0."""
-    return spectral_norm(singular_values) * _or_zero(_relative(singular_values).sum(dim=-1))
+    return spectral_norm(singular_values) * _or_zero(relative(singular_values).sum(dim=-1))
 
 
 def frobenius_norm(singular_values: Tensor, /) -> Tensor:
@@ -147,10 +147,29 @@ def frobenius_norm(singular_values: Tensor, /) -> Tensor:
 
 def spectral_norm(singular_values: Tensor, /) -> Tensor:
     """sigma_1: "...", at least 0. Rows that sum to 1 keep it in [sqrt(n/m), sqrt(n)] for n x m."""
-    return _descending(singular_values)[..., 0].where(_components(singular_values) > 0, torch.nan)
+    return descending(singular_values)[..., 0].where(components(singular_values) > 0, torch.nan)
 
 
-def _descending(singular_values: Tensor) -> Tensor:
+def spectral_ratio(singular_values: Tensor, /, *, floor: Tensor | None = None) -> Tensor:
+    """sigma_1 / sigma_2: how far the matrix is from rank one.
+
+    Args:
+        singular_values: "... component", non-negative, any order; nan is padding.
+        floor: "...", values at or below it are noise; None for values known exactly.
+
+    Returns:
+        "...", float64, at least 1; inf where sigma_2 is 0, noise or absent (n = 1); nan for the zero matrix.
+
+    Raises:
+        ConfigurationError: infinite or negative singular values.
+    """
+    sigma = descending(singular_values)
+    first, second = sigma[..., 0], sigma[..., 1] if sigma.shape[-1] > 1 else torch.zeros_like(sigma[..., 0])
+    noise = second <= (torch.zeros_like(second) if floor is None else floor.to(second))
+    return (first / second).where(~noise, torch.inf).where(first > 0, torch.nan)
+
+
+def descending(singular_values: Tensor) -> Tensor:
     """Float64, largest first, padding turned into zeros at the end; at least one component."""
     sigma = singular_values.to(torch.float64)
     if sigma.ndim < 1 or sigma.shape[-1] < 1:
@@ -167,14 +186,19 @@ def _descending(singular_values: Tensor) -> Tensor:
     return sigma.nan_to_num(nan=0.0).sort(dim=-1, descending=True).values
 
 
-def _components(singular_values: Tensor) -> Tensor:
+def components(singular_values: Tensor) -> Tensor:
     """How many components are not padding, "..."."""
     return (~singular_values.isnan()).sum(dim=-1)
 
 
-def _relative(singular_values: Tensor) -> Tensor:
+def first_quarter(singular_values: Tensor) -> Tensor:
+    """How many components are the largest quarter, "...": ceil(r / 4), and 1 where nothing is left, for one nan share."""
+    return ((components(singular_values) + 3) // 4).clamp(min=1)
+
+
+def relative(singular_values: Tensor) -> Tensor:
     """Values over sigma_1, descending, so that squares and fourth powers stay in range; nan for the zero matrix."""
-    sigma = _descending(singular_values)
+    sigma = descending(singular_values)
     return sigma / sigma[..., :1]
 
 
@@ -183,7 +207,8 @@ def _shares(weights: Tensor) -> Tensor:
 
 
 def _entropy(shares: Tensor) -> Tensor:
-    return -torch.xlogy(shares, shares).sum(dim=-1)
+    tiny = torch.finfo(torch.float64).tiny
+    return -(shares * shares.clamp(min=tiny).log()).sum(dim=-1)  # clamped, so that its derivative at 0 is finite
 
 
 def _least_count(weights: Tensor, fraction: float) -> Tensor:
