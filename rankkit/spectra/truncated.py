@@ -5,14 +5,17 @@ A = sum_i sigma_i u_i v_i^T with sigma_1 >= sigma_2 >= ...; A_k keeps the first 
     remasked    A_k where the mask allows, 0 elsewhere
     plain       A_k itself
 
-A_k is the best approximation of rank k, and for a triangular A it is not triangular: `plain` lets a row see its future.
-Re-masking takes that away, and with it all of A_k's error above the diagonal:
+A_k is the best approximation of rank k, and for a triangular A it is not triangular: `plain` mixes values of the future
+into a row. Re-masking takes them out, and with them all of A_k's error above the diagonal:
 
     ||A - remasked||_F^2 = ||A - plain||_F^2 - ||A_k outside the mask||_F^2
 
 so the remasked matrix always lies closer to A than A_k does, and its rank is in general larger than k: k counts what was
-kept of the spectrum, not the rank of what is applied. Neither matrix is made stochastic again: rows no longer sum to 1
-and entries may be negative, because dividing them would be a second change beside the cut.
+kept of the spectrum, not the rank of what is applied. One thing re-masking cannot undo: the triplets are those of the
+whole matrix, so the weights of a row still depend, through the singular vectors, on the queries of later rows.
+
+Neither matrix is made stochastic again: rows no longer sum to 1 and entries may be negative, because dividing them would
+be a second change beside the cut.
 
 Source: Eckart and Young (1936) for the best approximation; the identity is Pythagoras, since A is 0 outside the mask.
 """

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from rankkit.studies.certificate import build_certificate, certificate_problems, recompute_problems
 from rankkit.studies.decomposition import Decomposition, decompose
+from rankkit.studies.functional import FunctionalRank
+from rankkit.studies.functional_sweep import functional_rank, plan_functional_rank
 from rankkit.studies.losses import LossComparison, compare_losses, verdict
 from rankkit.studies.measure import MeasureConfig, measure_run, plan_measurement
 from rankkit.studies.run import Run, create_run, load_model, open_run
 from rankkit.studies.train_pair import train_pair, train_units
+from rankkit.studies.truncation import truncated_attention
 
 __all__ = [
     "Decomposition",
+    "FunctionalRank",
     "LossComparison",
     "MeasureConfig",
     "Run",
@@ -19,12 +23,15 @@ __all__ = [
     "compare_losses",
     "create_run",
     "decompose",
+    "functional_rank",
     "load_model",
     "measure_run",
     "open_run",
+    "plan_functional_rank",
     "plan_measurement",
     "recompute_problems",
     "train_pair",
     "train_units",
+    "truncated_attention",
     "verdict",
 ]

@@ -87,6 +87,24 @@ def test_remasking_takes_nothing_where_all_is_visible_and_brings_a_triangular_ma
         assert (effect.error < effect.error_plain).all()
 
 
+def test_a_remasked_row_mixes_in_no_later_value_and_a_plain_one_does() -> None:
+    triplets = singular_triplets(operator(MaskKind.CAUSAL))
+    value = torch.randn(2, 3, N, 8)
+    other = torch.cat((value[..., :12, :], torch.randn(2, 3, N - 12, 8)), dim=-2)
+    for remask in (True, False):
+        before, after = (triplets.product(given, 3, remask=remask)[..., :12, :] for given in (value, other))
+        assert torch.equal(before, after) is remask
+
+
+def test_the_weights_of_a_remasked_row_still_depend_on_later_rows_through_the_singular_vectors() -> None:
+    attention = operator(MaskKind.CAUSAL)
+    before = singular_triplets(attention).cut(3)
+    attention.query[..., 15:, :] *= -1
+    change = (singular_triplets(attention).cut(3) - before)[..., :15, :].abs()
+    assert torch.equal(attention.dense()[..., :15, :], operator(MaskKind.CAUSAL).dense()[..., :15, :])
+    assert change.max() > 1e-3  # were this 0, the docstring would promise too little
+
+
 def test_a_remasked_cut_has_a_higher_rank_than_its_k() -> None:
     cut = singular_triplets(operator(MaskKind.CAUSAL, std=0.1)).cut(1)[0, 0]
     assert torch.linalg.matrix_rank(cut) == N  # the lower triangle of an outer product without zeros

@@ -1,4 +1,4 @@
-"""The figures: losses, spectra by layer, a measure by layer, head and step, the phase diagram of random logits.
+"""The figures: losses, spectra by layer, a measure by layer, head and step, functional rank, the phase diagram.
 
 Each takes plain arrays and axes, and gives axes back; without axes it makes a figure of its own, outside pyplot.
 Intervals and floors are always drawn; where one seed gives no interval, the figure says so. Every argument is
@@ -7,6 +7,7 @@ checked before the first line is drawn, so axes that were passed in are never le
 
 from __future__ import annotations
 
+from rankkit.report.figures.functional import extra_loss_by_rank
 from rankkit.report.figures.heads import measure_by_head
 from rankkit.report.figures.loss import losses
 from rankkit.report.figures.measure import measure_by_layer
@@ -14,4 +15,12 @@ from rankkit.report.figures.phase_diagram import phase_diagram
 from rankkit.report.figures.spectrum import spectra_by_layer
 from rankkit.report.figures.steps import measure_by_step
 
-__all__ = ["losses", "measure_by_head", "measure_by_layer", "measure_by_step", "phase_diagram", "spectra_by_layer"]
+__all__ = [
+    "extra_loss_by_rank",
+    "losses",
+    "measure_by_head",
+    "measure_by_layer",
+    "measure_by_step",
+    "phase_diagram",
+    "spectra_by_layer",
+]
