@@ -27,7 +27,7 @@ def command(output: Output, seeds: str, out: str, force: bool, workers: int | No
     from rankkit.cli.spectrum import measure_and_report
     from rankkit.cli.train_pair import new_run, train_and_report
     from rankkit.studies.configure import run_config
-    from rankkit.studies.measure import MeasureConfig
+    from rankkit.studies.measure_config import MeasureConfig
     from rankkit.training.environment import choose_device
 
     started = perf_counter()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import shlex
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -24,10 +26,13 @@ from rankkit.cli.console import (
 )
 
 if TYPE_CHECKING:
-    from rankkit.studies.measure import MeasureConfig
+    from rankkit.studies.measure import Measured
+    from rankkit.studies.measure_config import MeasureConfig
     from rankkit.studies.run import Run
 
 __all__ = ["command", "measure_and_report"]
+
+_METHODS = ("auto", "exact", "gram", "svd", "matrix-free")
 
 
 @click.command(
@@ -35,22 +40,37 @@ __all__ = ["command", "measure_and_report"]
     epilog=examples(
         "rankkit spectrum runs/tiny",
         "rankkit spectrum runs/tiny --samples 8 --layers 0,2-3 --regions prefix_block",
-        "rankkit spectrum runs/tiny --measures effective_rank,stable_rank --method svd --out exact.h5",
+        "rankkit spectrum runs/tiny --checkpoints every:100 --samples 4 --out training.h5",
+        "rankkit spectrum runs/tiny --baselines uniform,init,shuffled --layer-output --functional",
+        "rankkit spectrum runs/tiny --sequence-length 16384 --method matrix-free --layers 1 --heads 0 --regions full",
+        "rankkit spectrum runs/tiny --measures all --method svd --out exact.h5",
         "rankkit spectrum runs/tiny --plan",
     ),
 )
 @click.argument("run")
-@click.option("--samples", type=click.IntRange(1), help="Held-out sequences.  [default: 32]")
+@click.option("--samples", type=click.IntRange(1), help="Held-out sequences.  [default: 32; 1 where matrix-free]")
 @click.option("--sequence-length", type=click.IntRange(1), help="Tokens per sequence.  [default: the run's]")
 @click.option(
     "--prefix-length", type=click.IntRange(0), help="One p for all samples.  [default: the evaluation's, half]"
 )
 @click.option("--layers", help="Such as 0,2-3.  [default: all]")
 @click.option("--heads", help="Such as 0-3.  [default: all]")
-@click.option("--regions", default="full,prefix_block", show_default=True, help="Parts of each matrix.")
+@click.option(
+    "--regions", help="full, prefix_block, first_key_removed, prefix_block_first_key_removed.  [default: all]"
+)
+@click.option("--checkpoints", default="last", show_default=True, help="last, all or every:N steps.")
 @click.option("--measures", help="Names, or `all`.  [default: ranks, entropy, sinks, logit_std]")
-@click.option("--method", type=click.Choice(["auto", "gram", "svd"]), default="auto", show_default=True,
-              help="auto: gram; svd where gram fails or a measure needs what it cannot resolve.")  # fmt: skip
+@click.option("--baselines", help="uniform, init, shuffled, gaussian, logits, or `all`.  [default: none]")
+@click.option("--layer-output", is_flag=True, help="Also the rank of each layer's output, the sum over its heads.")
+@click.option("--functional", is_flag=True, help="Also the loss when attention is cut to k singular triplets.")
+@click.option("--functional-scopes", default="all,layer", show_default=True, help="Cut at once: all, layer, head.")
+@click.option("--functional-ranks", help="k, such as 1,4,16-18.  [default: 1, 2, 4, ... and n]")
+@click.option("--method", type=click.Choice(_METHODS), default="auto", show_default=True,
+              help="auto: exact where a matrix fits --memory, else matrix-free. exact: gram, and svd where a measure "
+                   "needs what gram cannot resolve.")  # fmt: skip
+@click.option("--leading", type=click.IntRange(1), default=32, show_default=True, help="Matrix-free: singular values.")
+@click.option("--half-width", type=float, default=0.05, show_default=True,
+              help="Matrix-free: stop when the effective rank's bracket is +- this share.")  # fmt: skip
 @click.option("--memory", type=click.IntRange(1), default=512, show_default=True, help="MiB for dense matrices.")
 @click.option("--workers", type=click.IntRange(1), help="Threads for the singular values.  [default: one per core]")
 @click.option("--out", type=click.Path(dir_okay=False), help="HDF5 file to make.  [default: RUN/spectrum.h5]")
@@ -63,7 +83,8 @@ def command(output: Output, run: str, device: str, out: str | None, force: bool,
     """Capture Q and K of every head, measure the singular values, write HDF5, split the rank gap.
 
     RUN is a run directory of `rankkit train-pair`. Every head of every arm is measured under its own mask and under the
-    other arm's (the mask-swap control): gap = mask effect + learned effect.
+    other arm's (the mask-swap control): gap = mask effect + learned effect. Regions: the whole matrix, the prefix block
+    (only there can a prefix mask lose rank), and both without the first key, where the sink usually is.
     """
     from rankkit.studies.run import open_run
     from rankkit.training.environment import choose_device
@@ -79,45 +100,57 @@ def command(output: Output, run: str, device: str, out: str | None, force: bool,
 
 
 def _configuration(
-    samples: int | None,
-    sequence_length: int | None,
-    prefix_length: int | None,
+    regions: str | None,
+    measures: str | None,
+    baselines: str | None,
     layers: str | None,
     heads: str | None,
-    regions: str,
-    measures: str | None,
-    method: str,
+    functional: bool,
+    functional_scopes: str,
+    functional_ranks: str | None,
+    leading: int,
+    half_width: float,
     memory: int,
-    workers: int | None,
+    **others: Any,
 ) -> MeasureConfig:
-    from rankkit.spectra.measures import DEFAULT_MEASURES, MEASURES
-    from rankkit.studies.measure import MeasureConfig
+    from rankkit.axes import REGIONS
+    from rankkit.spectra import DEFAULT_MEASURES, MEASURES, MatrixFreeConfig
+    from rankkit.spectra.baselines import BASELINES
+    from rankkit.studies.measure_config import MeasureConfig
 
-    chosen = tuple(MEASURES) if measures == "all" else names(measures) if measures else DEFAULT_MEASURES
+    def chosen(text: str | None, every: tuple[str, ...], default: tuple[str, ...]) -> tuple[str, ...]:
+        return default if text is None else every if text == "all" else names(text)
+
     return MeasureConfig(
-        samples=samples,
-        sequence_length=sequence_length,
-        prefix_length=prefix_length,
         layers=integers(layers, "--layers"),
         heads=integers(heads, "--heads"),
-        regions=names(regions),
-        measures=chosen,
-        method=method,  # type: ignore[arg-type]
+        regions=chosen(regions, REGIONS, REGIONS),
+        measures=chosen(measures, tuple(MEASURES), DEFAULT_MEASURES),
+        baselines=chosen(baselines, BASELINES, ()),
+        functional_scopes=names(functional_scopes) if functional else (),  # type: ignore[arg-type]
+        functional_ranks=integers(functional_ranks, "--functional-ranks"),
+        matrix_free=MatrixFreeConfig(leading=leading, half_width=half_width),
         memory_budget=memory << 20,
-        workers=workers,
+        **others,
     )
 
 
 def _show_plan(run: Run, config: MeasureConfig, output: Output) -> None:
-    from rankkit.studies.measure import expected_seconds, plan_measurement
+    from rankkit.studies.measure_plan import expected_seconds, plan_measurement
 
     plan = plan_measurement(run, config)
     seconds = expected_seconds(plan, config)
-    output.say(
-        f"matrices: {plan.matrices:,}; regions {', '.join(f'{r} {plan.size(r)} x {plan.size(r)}' for r in plan.regions)}"
+    sizes = ", ".join(f"{r} {plan.size(r)} x {plan.size(r)} ({plan.methods[r][0]})" for r in plan.regions)
+    output.say(f"matrices: {plan.matrices:,}; regions {sizes}")
+    output.say(f"time: about {seconds / 60:.1f} minutes (from a little of the work done now)")
+    output.result(
+        {
+            "matrices": plan.matrices,
+            "seconds": seconds,
+            "sizes": {r: plan.size(r) for r in plan.regions},
+            "methods": {r: method for r, (method, _) in plan.methods.items()},
+        }
     )
-    output.say(f"time: about {seconds / 60:.1f} minutes (from a few matrices measured now)")
-    output.result({"matrices": plan.matrices, "seconds": seconds, "sizes": {r: plan.size(r) for r in plan.regions}})
 
 
 def measure_and_report(
@@ -131,11 +164,9 @@ def measure_and_report(
     next_step: bool = True,
 ) -> dict[str, Any]:
     """Measure with progress, then show the decomposition and draw the figures; returns the same as plain values."""
-    from rankkit.cli.spectrum_table import decomposition_as_dict, show_companions, show_decomposition
-    from rankkit.report.run_figures import draw_spectra
-    from rankkit.store import describe
     from rankkit.studies.drive import interruption
-    from rankkit.studies.measure import MeasurementInterruptedError, expected_seconds, measure_run, plan_measurement
+    from rankkit.studies.measure import MeasurementInterruptedError, measure_run
+    from rankkit.studies.measure_plan import expected_seconds, plan_measurement
 
     plan = plan_measurement(run, config)
     if plan.sequence_length > run.config.base.model.sequence_length:
@@ -153,16 +184,8 @@ def measure_and_report(
         click.echo(f"Interrupted: {error}", err=True)
         raise click.exceptions.Exit(INTERRUPTED) from None
     elapsed = perf_counter() - started
-    if found is not None:
-        headline = "effective_rank" if "effective_rank" in found.measures else found.measures[0]
-        show_decomposition(found, headline, output)
-        show_companions(found, output)
-    else:
-        output.say("No gap to split: the run has no causal and prefix arm with the same objective.")
-    groups = {group.name: group for group in describe(path).groups}
-    for name, group in groups.items():
-        output.say(f"{name}: {_resolved(path, name, group)}")
-    figures = draw_spectra(path, path.parent / "figures")
+    shown = _show(found, path, output)
+    figures = _figures(found, path)
     peak = _peak_bytes() / 2**20
     output.say(f"\n{plan.matrices:,} matrices in {elapsed:.0f} s, peak memory {peak:.0f} MiB")
     output.say(f"file: {path}")
@@ -175,50 +198,95 @@ def measure_and_report(
         "seconds": elapsed,
         "peak_mebibytes": peak,
         "figures": [str(figure) for figure in figures],
-        "comparison": decomposition_as_dict(found) if found is not None else None,
+        **shown,
     }
 
 
-def _resolved(path: Path, name: str, group: Any) -> str:
-    """How many singular values of an arm's own whole matrices lie above the floors."""
-    from rankkit.store import read_group
-
-    arrays = read_group(path, name)
-    own = (slice(None), slice(None), 0, 0)
-    size = int(arrays["rows"][0].max())
-    arithmetic, model = arrays["resolved"][own].mean(), arrays["resolved_model"][own].mean()
-    region = str(arrays["region"][0])
-    return (
-        f"{arithmetic:.0f} of {size} singular values of the {region} matrix lie above the arithmetic floor, "
-        f"{model:.0f} above the model floor (means)"
+def _show(found: Measured, path: Path, output: Output) -> dict[str, Any]:
+    """Tables and sentences; the same as plain values."""
+    from rankkit.cli.functional_table import functional_as_dict, show_functional
+    from rankkit.cli.spectrum_table import (
+        decomposition_as_dict,
+        show_companions,
+        show_decomposition,
+        show_training,
     )
 
+    split = found.decomposition
+    if split is None:
+        output.say("No gap to split: the run has no causal and prefix arm with the same objective.")
+    else:
+        headline = "effective_rank" if "effective_rank" in split.measures else split.measures[0]
+        show_decomposition(split, headline, output)
+        if len(found.by_step) > 1:
+            show_training(list(found.by_step.values()), headline, output)
+        show_companions(split, output)
+    for line in _quality(path, found):
+        output.say(line)
+    if found.functional is not None:
+        show_functional(found.functional, output)
+    return {
+        "comparison": None if split is None else decomposition_as_dict(split),
+        "functional": None if found.functional is None else functional_as_dict(found.functional),
+        "statuses": _statuses(found),
+    }
 
-def _progress(output: Output, total: int) -> Any:
-    """A progress bar as a context manager that gives the callback."""
-    import contextlib
-    from collections.abc import Callable, Iterator
 
-    from rankkit.studies.measure import Progress as Step
+def _statuses(found: Measured) -> dict[str, dict[str, int]]:
+    """How many matrices of each arm are ok, estimated, degenerate or failed."""
+    from rankkit.store import STATUSES
 
-    @contextlib.contextmanager
-    def showing() -> Iterator[Callable[[Step], None]]:
-        if not output.live:
-            yield lambda step: None
-            return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    return {
+        arm: {name: int((values.status == code).sum()) for code, name in enumerate(STATUSES)}
+        for arm, values in found.values.items()
+    }
 
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
+
+def _quality(path: Path, found: Measured) -> Iterator[str]:
+    """How much of the spectra was resolved, how exact the numbers are, and what could not be had."""
+    from rankkit.store import describe, read_group
+
+    for group in describe(path).groups:
+        arrays = read_group(path, group.name)
+        own = (slice(None), -1, 0, 0)
+        size, region = int(arrays["rows"][0].max()), str(arrays["region"][0])
+        arithmetic, model = arrays["resolved"][own].mean(), arrays["resolved_model"][own].mean()
+        known = arrays["component"].size
+        of = f"{size}" if known == size else f"the {known} leading"
+        yield (
+            f"{group.name}: {arithmetic:.0f} of {of} singular values of the {region} matrix lie above the arithmetic "
+            f"floor, {model:.0f} above the model floor (means)"
         )
-        with Progress(*columns, console=output.err) as progress:
-            task = progress.add_task("measuring", total=total)
-            yield lambda step: progress.update(task, completed=step.done, description=step.label)
+        for name, reason in group.unavailable.items():
+            yield f"{group.name}: no {name.replace('_', ' ')} ({reason})"
+    for arm, counts in _statuses(found).items():
+        if counts["failed"] or counts["degenerate"]:
+            yield f"{arm}: {counts['failed']} matrices failed and {counts['degenerate']} are degenerate"
 
-    return showing()
+
+def _figures(found: Measured, path: Path) -> list[Path]:
+    from rankkit.report.functional_figures import draw_functional_rank
+    from rankkit.report.run_figures import draw_spectra
+
+    folder = path.parent / "figures"
+    figures = draw_spectra(path, folder)
+    if found.functional is not None and {"all", "layer"} & set(found.functional.scopes):
+        figures += draw_functional_rank(found.functional, folder)
+    return figures
+
+
+@contextlib.contextmanager
+def _progress(output: Output, total: int) -> Iterator[Callable[[Any], None]]:
+    """A progress bar as a context manager that gives the callback."""
+    if not output.live:
+        yield lambda step: None
+        return
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=output.err) as progress:
+        task = progress.add_task("measuring", total=total)
+        yield lambda step: progress.update(task, completed=step.done, total=step.total, description=step.label)
 
 
 def _peak_bytes() -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from rankkit.spectra.exact import DEFAULT_MEMORY_BUDGET
 from rankkit.spectra.floors import applied_floor, arithmetic_floor, model_floor, resolved
+from rankkit.spectra.layer_output import OutputSpectrum, layer_output_spectrum
+from rankkit.spectra.matrix_free import expected_products
 from rankkit.spectra.measurement import (
     MatrixFreeConfig,
     MethodName,
@@ -24,11 +26,14 @@ __all__ = [
     "MatrixFreeConfig",
     "Measure",
     "MethodName",
+    "OutputSpectrum",
     "Spectrum",
     "applied_floor",
     "arithmetic_floor",
     "check_measures",
     "chosen_method",
+    "expected_products",
+    "layer_output_spectrum",
     "model_floor",
     "resolved",
     "spectrum",

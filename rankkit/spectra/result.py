@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import torch
@@ -67,6 +67,28 @@ class Spectrum:
         raise AttributeError(
             f"a measure must have been asked for, got {name!r}. Measured: {', '.join(self.measures)}."
         ) from None
+
+    def expanded(self, batch_shape: tuple[int, ...]) -> Spectrum:
+        """The spectrum of one matrix as that of many equal ones.
+
+        Args:
+            batch_shape: their leading axes.
+        """
+
+        def many(tensor: Tensor) -> Tensor:
+            return tensor.expand(*batch_shape, *tensor.shape[1:])
+
+        return replace(
+            self,
+            singular_values=many(self.singular_values),
+            floor_arithmetic=many(self.floor_arithmetic),
+            floor_model=many(self.floor_model),
+            method=many(self.method),
+            status=many(self.status),
+            measures={name: many(values) for name, values in self.measures.items()},
+            errors={name: many(values) for name, values in self.errors.items()},
+            brackets={name: (many(lower), many(upper)) for name, (lower, upper) in self.brackets.items()},
+        )
 
     @property
     def floor(self) -> Tensor:

@@ -7,7 +7,9 @@ from rankkit.studies.decomposition import Decomposition, decompose
 from rankkit.studies.functional import FunctionalRank
 from rankkit.studies.functional_sweep import functional_rank, plan_functional_rank
 from rankkit.studies.losses import LossComparison, compare_losses, verdict
-from rankkit.studies.measure import MeasureConfig, measure_run, plan_measurement
+from rankkit.studies.measure import Measured, measure_run
+from rankkit.studies.measure_config import MeasureConfig
+from rankkit.studies.measure_plan import plan_measurement
 from rankkit.studies.run import Run, create_run, load_model, open_run
 from rankkit.studies.train_pair import train_pair, train_units
 from rankkit.studies.truncation import truncated_attention
@@ -17,6 +19,7 @@ __all__ = [
     "FunctionalRank",
     "LossComparison",
     "MeasureConfig",
+    "Measured",
     "Run",
     "build_certificate",
     "certificate_problems",

@@ -31,7 +31,8 @@ from rankkit.spectra.exact import DEFAULT_MEMORY_BUDGET
 from rankkit.spectra.truncated import COPIES, Triplets, cut_product, singular_triplets
 from rankkit.studies.certificate import build_certificate, certificate_problems
 from rankkit.studies.functional import CUTS, SCOPES, ArmCuts, Array, FunctionalRank, Scope
-from rankkit.studies.measure import MeasureConfig, MeasurementInterruptedError, plan_measurement
+from rankkit.studies.measure_config import MeasureConfig
+from rankkit.studies.measure_plan import MeasurementInterruptedError, plan_measurement
 from rankkit.studies.run import Run
 from rankkit.training.checkpoints import load_model
 from rankkit.training.environment import prepare_device

@@ -2,219 +2,107 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from time import perf_counter
-from typing import Any, Final, Literal
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rankkit.axes import REGIONS
-from rankkit.data.evaluation import evaluation_sequences
-from rankkit.errors import ConfigurationError, MatchError, RankkitError, RunError
+from rankkit.errors import MatchError
 from rankkit.hooks.capture import capture
 from rankkit.hooks.factors import LayerFactors
 from rankkit.masks import Mask, MaskKind
 from rankkit.models.transformer import Transformer
-from rankkit.operators import AttentionOperator
-from rankkit.spectra import DEFAULT_MEMORY_BUDGET, Spectrum, check_measures, spectrum
-from rankkit.spectra.measures import DEFAULT_MEASURES, MEASURES
-from rankkit.store import METHODS, SEQUENCES_PER_CHUNK, STATUSES, GroupLayout, MeasureDescription, Slab, SpectrumWriter
+from rankkit.operators import AttentionOperator, Operator
+from rankkit.spectra import MEASURES, Spectrum, layer_output_spectrum, spectrum
+from rankkit.spectra.baselines import baseline
+from rankkit.store import SEQUENCES_PER_CHUNK, GroupWriter, Slab, SpectrumWriter
 from rankkit.studies.certificate import build_certificate, certificate_problems
 from rankkit.studies.decomposition import Decomposition, decompose
+from rankkit.studies.functional import FunctionalRank
+from rankkit.studies.functional_sweep import CutProgress, functional_rank
+from rankkit.studies.measure_config import MeasureConfig
+from rankkit.studies.measure_plan import APPLIED, MeasurementInterruptedError, Plan, plan_measurement
 from rankkit.studies.run import Run
-from rankkit.training.checkpoints import load_model, read_facts
-from rankkit.training.config import Objective
+from rankkit.studies.slabs import LAYER_MEASURES, group_layout, layer_slab, slab, write_functional
+from rankkit.training.checkpoints import load_model
 from rankkit.training.environment import environment, prepare_device
 
-__all__ = [
-    "MeasureConfig",
-    "MeasurementInterruptedError",
-    "Plan",
-    "Progress",
-    "expected_seconds",
-    "measure_run",
-    "plan_measurement",
-]
+__all__ = ["Measured", "MeasurementInterruptedError", "Progress", "measure_run"]
 
-DEFAULT_SAMPLES: Final = 32  # means over heads and sequences are then known to a few percent of a head's spread
-APPLIED: Final = ("own", "swapped")
+Array: TypeAlias = NDArray[np.float64]
+
+_ARM: Final = ""  # the group of the arm itself, beside its baselines
 _SWAPPED: Final = {MaskKind.CAUSAL: MaskKind.PREFIX, MaskKind.PREFIX: MaskKind.CAUSAL}
-
-
-class MeasurementInterruptedError(RankkitError):
-    """The measurement was stopped as asked; nothing was left behind."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MeasureConfig:
-    """What to measure."""
-
-    samples: int | None = None
-    """Held-out sequences, spread over those that the evaluation used; None for 32, or all where there are fewer."""
-    sequence_length: int | None = None
-    """Tokens per sequence; None for the run's."""
-    prefix_length: int | None = None
-    """p, one for all samples, because every measure of the prefix block grows with it; None for the evaluation's."""
-    layers: tuple[int, ...] | None = None
-    """None for all."""
-    heads: tuple[int, ...] | None = None
-    """None for all."""
-    regions: tuple[str, ...] = REGIONS
-    """Parts of each matrix."""
-    measures: tuple[str, ...] = DEFAULT_MEASURES
-    """Names from `rankkit.spectra.MEASURES`."""
-    method: Literal["auto", "gram", "svd"] = "auto"
-    """How singular values are computed."""
-    memory_budget: int = DEFAULT_MEMORY_BUDGET
-    """Bytes for dense matrices at any time."""
-    workers: int | None = None
-    """Threads for singular values; None for the available cores."""
-
-    def __post_init__(self) -> None:
-        check_measures(self.measures)
-        if self.samples is not None and self.samples < 1:
-            raise ConfigurationError(f"samples must be at least 1, got {self.samples}. Ask for one sequence or more.")
-        unknown = [region for region in self.regions if region not in REGIONS]
-        if unknown or not self.regions:
-            raise ConfigurationError(
-                f"regions must be among {', '.join(REGIONS)}, got {list(self.regions)}. Choose from them."
-            )
-        for name, chosen in (("regions", self.regions), ("measures", self.measures)):
-            if not chosen or len(set(chosen)) < len(chosen):
-                raise ConfigurationError(
-                    f"{name} must hold at least one name and none twice, got {list(chosen)}. Name each once."
-                )
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
     """How far a measurement is."""
 
-    done: int
-    """Matrices measured."""
+    done: float
+    """Matrices measured; a part of one where it is estimated."""
     total: int
     """Matrices to measure."""
     label: str
     """What is being measured."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a measurement would do."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Values:
+    """What was measured of one arm."""
 
-    sequence_length: int
-    prefix_length: int
-    regions: tuple[str, ...]
-    layers: tuple[int, ...]
-    heads: tuple[int, ...]
-    units: tuple[tuple[str, int], ...]
-    """Finished (arm, seed)."""
-    sequences: NDArray[np.int64]
-    """"sequence position"."""
-    documents: NDArray[np.int64]
-    """"sequence": the held-out document each starts in."""
-    applied: tuple[str, ...]
-    """Masks put on the logits."""
+    measures: dict[str, Array]
+    """By name, "seed step region applied_mask sequence layer head"; nan where there is only an estimate, or nothing."""
+    brackets: dict[str, tuple[Array, Array]]
+    """Lower and upper ends by name, the same axes; nan where the value is exact."""
+    status: NDArray[np.int8]
+    """Index into `store.STATUSES`, the same axes."""
+
+    def fill(self, taken: Slab, where: tuple[int | slice, ...]) -> None:
+        """Take over a batch "sequence head"."""
+        self.status[where] = taken.status
+        for name, values in taken.measures.items():
+            self.measures[name][where] = values
+        for name, ends in taken.brackets.items():
+            for table, values in zip(self.brackets[name], ends, strict=True):
+                table[where] = values
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Which checkpoint, by label and by position."""
+
+    arm: str
+    seed: int
+    step: int
+    seed_index: int
+    step_index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Measured:
+    """What a measurement found, beside its file."""
+
+    plan: Plan
+    """What was measured."""
+    values: Mapping[str, Values]
+    """By arm."""
+    by_step: Mapping[int, Decomposition] = field(default_factory=dict)
+    """The decomposition at every step measured; empty where the run has no causal and prefix arm with one objective."""
+    functional: FunctionalRank | None = None
+    """What cutting attention costs, where that was asked for."""
 
     @property
-    def matrices(self) -> int:
-        """How many spectra."""
-        per_unit = len(self.sequences) * len(self.layers) * len(self.heads) * len(self.regions) * len(self.applied)
-        return per_unit * len(self.units)
-
-    def size(self, region: str) -> int:
-        """Rows and columns of a region's matrices."""
-        return self.sequence_length if region == "full" else self.prefix_length
-
-
-def plan_measurement(run: Run, config: MeasureConfig) -> Plan:
-    """Resolve what to measure against a run, and refuse what cannot be measured, before anything is computed.
-
-    Raises:
-        RunError: no arm has finished a seed, or arms have finished different seeds.
-        ConfigurationError: layers, heads, lengths or regions that this run does not have.
-    """
-    model = run.config.base.model
-    n = config.sequence_length or model.sequence_length
-    if n > model.sequence_length and model.position == "learned":
-        raise ConfigurationError(
-            f"sequence_length must be at most {model.sequence_length} with learned positions, got {n}. Shorten it."
-        )
-    p = run.prefix_length * n // model.sequence_length if config.prefix_length is None else config.prefix_length
-    if not 0 <= p <= n:
-        raise ConfigurationError(f"prefix_length must be between 0 and {n} (sequence_length), got {p}. Shorten it.")
-    regions = tuple(region for region in config.regions if region == "full" or p > 0)
-    if not regions:
-        raise ConfigurationError("regions must exist, got prefix_block with a prefix of 0. Measure region full.")
-    sequences, documents = _samples(run, config.samples, n)
-    return Plan(
-        sequence_length=n,
-        prefix_length=p,
-        regions=regions,
-        layers=_chosen("layers", config.layers, model.num_layers),
-        heads=_chosen("heads", config.heads, model.num_heads),
-        units=_finished_units(run),
-        sequences=sequences,
-        documents=documents,
-        applied=APPLIED,
-    )
-
-
-def expected_seconds(plan: Plan, config: MeasureConfig) -> float:
-    """Time a few random matrices of every region's size here and now, and multiply."""
-    total = 0.0
-    for region in plan.regions:
-        n = plan.size(region)
-        query, key = torch.randn(2, 8, n, 64, generator=torch.Generator().manual_seed(0)).unbind(0)
-        operator = AttentionOperator(query=query, key=key, mask=MaskKind.CAUSAL.at(0), scale=0.125)
-        for _ in range(2):  # the first starts the threads
-            started = perf_counter()
-            spectrum(operator, measures=config.measures, method=config.method, workers=config.workers)
-        total += (perf_counter() - started) / len(query) * plan.matrices / len(plan.regions)
-    return total
-
-
-def _chosen(name: str, wanted: tuple[int, ...] | None, count: int) -> tuple[int, ...]:
-    chosen = tuple(range(count)) if wanted is None else tuple(sorted(set(wanted)))
-    if not chosen or chosen[0] < 0 or chosen[-1] >= count:
-        raise ConfigurationError(
-            f"{name} must be within 0..{count - 1}, got {list(chosen)}. Choose {name} of this model."
-        )
-    return chosen
-
-
-def _finished_units(run: Run) -> tuple[tuple[str, int], ...]:
-    units = tuple(unit for unit in run.config.units if run.finished(*unit))
-    seeds = {arm: tuple(seed for name, seed in units if name == arm) for arm in run.config.arms}
-    if not units or len(set(seeds.values())) > 1:
-        raise RunError(
-            f"{run.directory.path} must have finished the same seeds in every arm, got {seeds}. Continue it with "
-            f"rankkit train-pair --resume {shlex.quote(str(run.directory.path))}."
-        )
-    return units
-
-
-def _samples(run: Run, wanted: int | None, n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Evenly spread windows, from those of the evaluation when the length is the run's."""
-    train, trained = run.config.base.train, run.config.base.model.sequence_length
-    count = DEFAULT_SAMPLES if wanted is None else wanted
-    evaluated = train.evaluation_sequences if n == trained else count
-    windows = evaluation_sequences(run.tokens(), count=evaluated, sequence_length=n)
-    available = len(windows.tokens)
-    if wanted is not None and wanted > available:
-        raise ConfigurationError(
-            f"samples must be at most {available} (evaluation sequences of this run), got {wanted}. Ask for fewer."
-        )
-    count = min(count, available)
-    picked = [index * available // count for index in range(count)]
-    return windows.tokens[picked], windows.documents[picked]
+    def decomposition(self) -> Decomposition | None:
+        """That of the last step."""
+        return self.by_step[self.plan.steps[-1]] if self.by_step else None
 
 
 def measure_run(
@@ -227,7 +115,7 @@ def measure_run(
     force: bool = False,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     stop: Callable[[], bool] = lambda: False,
-) -> Decomposition | None:
+) -> Measured:
     """Capture, measure and write the spectra of every finished arm and seed of a run.
 
     Layer by layer and sample by sample: no more than one layer's Q and K, and matrices within the memory budget, are in
@@ -240,11 +128,11 @@ def measure_run(
         device: where the model runs; dense matrices are formed there too.
         command: recorded in the file.
         force: replace an existing file.
-        on_progress: told after every slab.
-        stop: asked after every slab.
+        on_progress: told after every slab, and within long estimates.
+        stop: asked as often.
 
     Returns:
-        The decomposition of the rank gap, where the run has a causal and a prefix arm with the same objective.
+        Values and, where the run has a causal and a prefix arm with the same objective, the split of their gap.
 
     Raises:
         MeasurementInterruptedError: stopped as asked; nothing was left behind.
@@ -260,28 +148,78 @@ def measure_run(
         path,
         title=f"Attention spectra of {' and '.join(dict.fromkeys(arm for arm, _ in plan.units))}",
         configuration=run.directory.configuration.read_text(encoding="utf-8"),
-        certificate=_json(certificate),
+        certificate=json.dumps(certificate, indent=1, sort_keys=True),
         command=command,
         attributes=_host_attributes(device, _precision(run, device)),
         force=force,
     )
-    measurement = _Measurement(run, config, plan, device, on_progress, stop)
     with writer:
+        measurement = _Measurement(run, config, plan, device, on_progress, stop)
         for arm in run.config.arms:
             measurement.arm(writer, arm)
-        found = decompose(run, measurement.values, plan.documents, plan.layers, plan.regions)
-        if found is not None:
-            writer.comparison(
-                measures=found.measures, regions=found.regions, layers=found.layers, attributes=found.attributes,
-                **{name: found.bounds(name) for name in ("gap", "mask_effect", "learned_effect", "interaction")},
-            )  # fmt: skip
+        by_step = dict(_decompositions(run, plan, measurement.values))
+        found = Measured(plan=plan, values=measurement.values, by_step=by_step)
+        _write_comparison(writer, found)
+        if config.functional_scopes:
+            functional = _functional(run, config, plan, device, on_progress, stop)
+            write_functional(writer, run, functional)
+            found = replace(found, functional=functional)
     return found
 
 
-def _json(value: object) -> str:
-    import json
+def _functional(
+    run: Run,
+    config: MeasureConfig,
+    plan: Plan,
+    device: torch.device,
+    on_progress: Callable[[Progress], None],
+    stop: Callable[[], bool],
+) -> FunctionalRank:
+    def tell(step: CutProgress) -> None:
+        on_progress(Progress(step.done, step.total, f"functional rank: {step.label}"))
 
-    return json.dumps(value, indent=1, sort_keys=True)
+    return functional_rank(
+        run,
+        ranks=config.functional_ranks,
+        scopes=config.functional_scopes,
+        samples=config.samples,
+        prefix_length=config.prefix_length,
+        device=device,
+        workers=config.workers,
+        memory_budget=config.memory_budget,
+        on_progress=tell,
+        stop=stop,
+    )
+
+
+def _decompositions(run: Run, plan: Plan, values: Mapping[str, Values]) -> Iterator[tuple[int, Decomposition]]:
+    for index, step in enumerate(plan.steps):
+        of_step = {
+            arm: {name: table[:, index] for name, table in of_arm.measures.items()} for arm, of_arm in values.items()
+        }
+        brackets = {
+            arm: {name: (lower[:, index], upper[:, index]) for name, (lower, upper) in of_arm.brackets.items()}
+            for arm, of_arm in values.items()
+        }
+        found = decompose(run, of_step, plan.documents, plan.layers, plan.regions, step=step, brackets=brackets)
+        if found is not None:
+            yield step, found
+
+
+def _write_comparison(writer: SpectrumWriter, found: Measured) -> None:
+    if not found.by_step:
+        return
+    parts = list(found.by_step.values())
+    tables = [part.arrays() for part in parts]
+    arrays: dict[str, Any] = {name: np.stack([table[name] for table in tables]) for name in tables[0]}
+    writer.comparison(
+        measures=parts[-1].measures,
+        regions=parts[-1].regions,
+        layers=parts[-1].layers,
+        attributes=parts[-1].attributes,
+        steps=list(found.by_step),
+        **arrays,
+    )
 
 
 def _precision(run: Run, device: torch.device) -> torch.dtype:
@@ -299,7 +237,7 @@ def _host_attributes(device: torch.device, precision: torch.dtype) -> dict[str, 
 
 
 class _Measurement:
-    """Captures each layer and writes its spectra as they come."""
+    """Measures arm by arm, checkpoint by checkpoint, layer by layer, and writes spectra as they come."""
 
     def __init__(
         self,
@@ -313,143 +251,144 @@ class _Measurement:
         self._run, self._config, self._plan, self._device = run, config, plan, device
         self._on_progress, self._stop, self._done = on_progress, stop, 0
         self._precision = _precision(run, device)
-        self.values: dict[str, dict[str, NDArray[np.float64]]] = {}
-        """By arm and measure: "seed region applied_mask sequence layer head"."""
+        self._uniform: dict[tuple[int, Mask], Spectrum] = {}
+        self.values: dict[str, Values] = {}
+        """By arm."""
 
     def arm(self, writer: SpectrumWriter, arm: str) -> None:
-        """Measure one arm under all its seeds."""
+        """Measure one arm under all its seeds, at all steps, and its baselines."""
         plan = self._plan
         seeds = [seed for name, seed in plan.units if name == arm]
-        steps = self._run.config.base.train.steps
-        group = writer.group(arm, self._layout(arm, seeds, steps))
-        shape = (
-            len(seeds),
-            len(plan.regions),
-            len(plan.applied),
-            len(plan.sequences),
-            len(plan.layers),
-            len(plan.heads),
-        )
-        self.values[arm] = {name: np.full(shape, np.nan) for name in self._config.measures}
+        groups = {_ARM: writer.group(arm, group_layout(self._run, self._config, plan, arm))}
+        for name in plan.baselines:
+            layout = group_layout(self._run, self._config, plan, arm, baseline=name)
+            groups[name] = writer.group(f"baselines/{name}/{arm}", layout)
+        self.values[arm] = _unfilled(plan, self._config, len(seeds))
         for index, seed in enumerate(seeds):
-            folder = self._run.directory.checkpoint(arm, seed, steps)
-            model = load_model(folder, self._run.config.arm(arm).model).to(self._device)
-            for start in range(0, len(plan.sequences), SEQUENCES_PER_CHUNK):
-                rows = slice(start, min(start + SEQUENCES_PER_CHUNK, len(plan.sequences)))
-                self._batch(group, arm, index, seed, model, rows)
+            for position, step in enumerate(plan.steps):
+                visited = [name for name in groups if name != "init"]
+                self._checkpoint(groups, visited, _Place(arm, seed, step, index, position))
+            if "init" in groups:
+                self._checkpoint(groups, ["init"], _Place(arm, seed, 0, index, 0))
 
-    def _batch(self, group: Any, arm: str, index: int, seed: int, model: Transformer, rows: slice) -> None:
-        def receive(factors: LayerFactors) -> None:
-            (_, own), *others = factors.operators_by_mask()
-            assert not others  # one prefix length for all samples gives one mask
-            layer = self._plan.layers.index(factors.layer)
-            for (r, region), (a, applied) in product(enumerate(self._plan.regions), enumerate(self._plan.applied)):
-                operator = self._operator(own, region, applied, model.config.mask)
-                found = self._spectrum(operator)
-                where = {"seed": index, "step": 0, "region": r, "applied_mask": a, "sequence": rows, "layer": layer}
-                group.write(where, _slab(found))
-                for name, values in found.measures.items():
-                    self.values[arm][name][index, r, a, rows, layer] = values.numpy()
-                self._advance(found, f"{arm}, seed {seed}, layer {factors.layer}")
+    def _checkpoint(self, groups: Mapping[str, GroupWriter], visited: list[str], place: _Place) -> None:
+        """One model on all sequences, for some of the groups."""
+        folder = self._run.directory.checkpoint(place.arm, place.seed, place.step)
+        model = load_model(folder, self._run.config.arm(place.arm).model).to(self._device)
+        for start in range(0, len(self._plan.sequences), SEQUENCES_PER_CHUNK):
+            rows = slice(start, min(start + SEQUENCES_PER_CHUNK, len(self._plan.sequences)))
 
+            def receive(factors: LayerFactors, rows: slice = rows) -> None:
+                for name in visited:
+                    self._layer(groups[name], name, factors, model.config.mask, place, rows)
+
+            self._forward(model, rows, receive, outputs=self._config.layer_output and _ARM in visited)
+
+    def _forward(
+        self, model: Transformer, rows: slice, receive: Callable[[LayerFactors], None], *, outputs: bool
+    ) -> None:
         tokens = torch.from_numpy(self._plan.sequences[rows].copy()).to(self._device)
         autocast: AbstractContextManager[object] = nullcontext()
         if self._precision != torch.float32:
             autocast = torch.autocast(self._device.type, dtype=self._precision)
-        listening = capture(model, layers=self._plan.layers, heads=self._plan.heads, on_layer=receive)
+        listening = capture(model, layers=self._plan.layers, heads=self._plan.heads, on_layer=receive, outputs=outputs)
         with torch.no_grad(), autocast, listening:
             model(tokens, self._plan.prefix_length)
 
-    def _spectrum(self, operator: AttentionOperator) -> Spectrum:
-        return spectrum(
-            operator,
-            measures=self._config.measures,
-            method=self._config.method,
-            precision=self._precision,
-            workers=self._config.workers,
-            memory_budget=self._config.memory_budget,
-        )
+    def _layer(
+        self, group: GroupWriter, name: str, factors: LayerFactors, kind: MaskKind, place: _Place, rows: slice
+    ) -> None:
+        """One layer of a batch: every region under every mask."""
+        (_, own), *others = factors.operators_by_mask()
+        assert not others  # one prefix length for all samples gives one mask
+        layer = self._plan.layers.index(factors.layer)
+        step = 0 if name == "init" else place.step_index
+        where: dict[str, int | slice] = {"seed": place.seed_index, "step": step, "sequence": rows, "layer": layer}
+        applied = APPLIED if name == _ARM else ("own",)
+        for (r, region), (a, mask) in product(enumerate(self._plan.regions), enumerate(applied)):
+            operator = self._operator(own, region, mask, kind)
+            label = f"{place.arm}, seed {place.seed}, step {place.step}, layer {factors.layer}{name and f', {name}'}"
+            names = self._matrix_names(place, factors.layer, region, rows)
+            taken = slab(self._measured(operator, name, label, names), self._config.measures)
+            group.write({**where, "region": r, "applied_mask": a}, taken)
+            if name == _ARM:
+                self.values[place.arm].fill(taken, (place.seed_index, step, r, a, rows, layer))
+            self._advance(np.size(taken.status), name, label)
+        if factors.output is not None and name == _ARM:
+            output = layer_output_spectrum(factors.output, measures=LAYER_MEASURES, workers=self._config.workers)
+            group.write_layer_output(where, layer_slab(output))
+
+    def _matrix_names(self, place: _Place, layer: int, region: str, rows: slice) -> list[str]:
+        """What keys the random baselines of a batch, whatever else is measured beside it."""
+        return [
+            f"{place.arm} seed {place.seed} step {place.step} {region} layer {layer} sequence {sequence} head {head}"
+            for sequence, head in product(range(len(self._plan.sequences))[rows], self._plan.heads)
+        ]
 
     def _operator(self, own: AttentionOperator, region: str, applied: str, kind: MaskKind) -> AttentionOperator:
         mask: Mask = own.mask if applied == "own" else _SWAPPED[kind].at(self._plan.prefix_length)
         operator = own.with_mask(mask)
-        return operator if region == "full" else operator.leading(self._plan.prefix_length)
+        if region.startswith("prefix_block"):
+            operator = operator.leading(self._plan.prefix_length)
+        return operator.without_first_key() if region.endswith("first_key_removed") else operator
 
-    def _advance(self, found: Spectrum, label: str) -> None:
-        self._done += found.failed.numel()
-        self._on_progress(Progress(self._done, self._plan.matrices, label))
+    def _measured(self, operator: AttentionOperator, name: str, label: str, names: list[str]) -> Spectrum:
+        """The spectrum of an operator, or of a baseline made from it."""
+        if name == "uniform":
+            return self._uniform_spectrum(operator, label)
+        if name in (_ARM, "init"):
+            return self._spectrum(operator, label)
+        return self._spectrum(baseline(name, operator, seed=self._config.matrix_free.seed, names=names), label)
+
+    def _uniform_spectrum(self, operator: AttentionOperator, label: str) -> Spectrum:
+        """Equal logits give every head and sequence the same matrix: it is measured once."""
+        key = (operator.size, operator.mask)
+        if key not in self._uniform:
+            one = operator.flattened()[0:1]
+            self._uniform[key] = self._spectrum(baseline("uniform", one, seed=0, names=["uniform"]), label)
+        return self._uniform[key].expanded(operator.batch_shape)
+
+    def _spectrum(self, operator: Operator, label: str) -> Spectrum:
+        count = torch.Size(operator.batch_shape).numel()
+        return spectrum(
+            operator,
+            measures=self._config.measures,
+            method=self._config.method,
+            matrix_free=self._config.matrix_free,
+            precision=self._precision,
+            workers=self._config.workers,
+            memory_budget=self._config.memory_budget,
+            on_progress=lambda share: self._report(self._done + share * count, label),
+        )
+
+    def _advance(self, matrices: int, name: str, label: str) -> None:
+        self._done += 0 if name == "uniform" else matrices
+        self._report(self._done, label)
+
+    def _report(self, done: float, label: str) -> None:
+        self._on_progress(Progress(done, self._plan.matrices, label))
         if self._stop():
             raise MeasurementInterruptedError(
                 "measurement was interrupted, and nothing was kept. Run the same command again."
             )
 
-    def _layout(self, arm: str, seeds: Sequence[int], step: int) -> GroupLayout:
-        plan, config = self._plan, self._run.config.arm(arm)
-        sizes = [[plan.size(region)] * len(plan.sequences) for region in plan.regions]
-        last = config.model.num_layers - 1
-        untrained = [
-            [region == "prefix_block" and layer == last and config.train.objective is Objective.SUFFIX
-             for layer in plan.layers]
-            for region in plan.regions
-        ]  # fmt: skip
-        facts = [read_facts(self._run.directory.checkpoint(arm, seed, step)) for seed in seeds]
-        return GroupLayout(
-            mask=str(config.model.mask),
-            objective=str(config.train.objective),
-            kind="self",
-            seeds=list(seeds),
-            steps=[step],
-            regions=plan.regions,
-            applied_masks=plan.applied,
-            layers=plan.layers,
-            heads=plan.heads,
-            tokens=plan.sequences.astype(np.int32),
-            prefix_length=np.full(len(plan.sequences), plan.prefix_length, dtype=np.int32),
-            valid_row=np.ones(plan.sequences.shape, dtype=np.int8),
-            rows=np.array(sizes, dtype=np.int32),
-            columns=np.array(sizes, dtype=np.int32),
-            untrained=np.array(untrained, dtype=np.int8),
-            checkpoint_sha256=[[entry.weights_sha256] for entry in facts],
-            measures=_descriptions(self._config.measures),
-            attributes=_token_policy(self._run),
-        )
 
-
-def _descriptions(names: Sequence[str]) -> Mapping[str, MeasureDescription]:
-    return {
-        name: MeasureDescription(
-            long_name=MEASURES[name].long_name,
-            definition=MEASURES[name].definition,
-            source=MEASURES[name].source,
-            units=MEASURES[name].units,
-        )
-        for name in names
-    }
-
-
-def _token_policy(run: Run) -> dict[str, str]:
-    described = run.tokens().description
-    separator = "each ended by the document token" if described.get("document_token") is not None else "as they come"
-    return {
-        "bos": "none: sequences are windows of the packed tokens",
-        "packing": f"documents one after another, {separator}; split: {described['split']}",
-        "truncation": "none: windows do not overlap",
-    }
-
-
-def _slab(found: Spectrum) -> Slab:
-    """A spectrum "sequence head" as the writer takes it."""
-    size = found.singular_values.shape[-1]
-    ok, degenerate, failed = (STATUSES.index(name) for name in ("ok", "degenerate", "failed"))
-    status = np.where(found.failed.numpy(), failed, degenerate if size == 1 else ok).astype(np.int8)
-    codes = np.array([METHODS.index(name) for name in ("gram", "svd")], dtype=np.int8)
-    return Slab(
-        singular_values=found.singular_values.numpy(),
-        floor_arithmetic=found.floor_arithmetic.numpy(),
-        floor_model=found.floor_model.numpy(),
-        resolved=found.resolved.numpy(),
-        resolved_model=found.resolved_model.numpy(),
-        method=codes[found.method.numpy()],
-        status=status,
-        measures={name: values.numpy() for name, values in found.measures.items()},
+def _unfilled(plan: Plan, config: MeasureConfig, seeds: int) -> Values:
+    shape = (
+        seeds,
+        len(plan.steps),
+        len(plan.regions),
+        len(APPLIED),
+        len(plan.sequences),
+        len(plan.layers),
+        len(plan.heads),
+    )
+    return Values(
+        measures={name: np.full(shape, np.nan) for name in config.measures},
+        brackets={
+            name: (np.full(shape, np.nan), np.full(shape, np.nan))
+            for name in config.measures
+            if MEASURES[name].needs == "singular_values"
+        },
+        status=np.zeros(shape, dtype=np.int8),
     )

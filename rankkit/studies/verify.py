@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rankkit.data.tokens import verify_tokens
 from rankkit.errors import RankkitError, RunError
 from rankkit.spectra.measures import MEASURES, Measure
-from rankkit.store import describe, read_group, verify
+from rankkit.store import Spectra, describe, read_group, verify
 from rankkit.studies.certificate import build_certificate, certificate_problems, recompute_problems
 from rankkit.studies.losses import read_evaluation
 from rankkit.studies.run import Run
@@ -132,14 +132,14 @@ def verify_file(path: Path) -> list[str]:
     return verify(path, _recompute())
 
 
-def _recompute() -> Mapping[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]]:
+def _recompute() -> dict[str, Callable[[Spectra], NDArray[np.float64]]]:
     return {name: _again(measure) for name, measure in MEASURES.items() if measure.needs == "singular_values"}
 
 
-def _again(measure: Measure) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
-    def compute(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        size = values.shape[-1]  # self-attention: as many rows as columns
-        found: NDArray[np.float64] = measure.compute(torch.from_numpy(values), size, size).numpy()
+def _again(measure: Measure) -> Callable[[Spectra], NDArray[np.float64]]:
+    def compute(stored: Spectra) -> NDArray[np.float64]:
+        numbers = (stored.singular_values, stored.rows, stored.columns, stored.floor_arithmetic)
+        found: NDArray[np.float64] = measure.compute(*map(torch.from_numpy, numbers)).numpy()
         return found
 
     return compute

@@ -30,6 +30,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def measured(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Decomposition]:
     """The spectra of `trained` and how they split."""
     path = tmp_path_factory.mktemp("measured") / "spectrum.h5"
-    found = measure_run(trained, MeasureConfig(), path, device=CPU, command="rankkit spectrum test")
+    found = measure_run(
+        trained, MeasureConfig(regions=("full", "prefix_block")), path, device=CPU, command="rankkit spectrum test"
+    ).decomposition
     assert found is not None
     return path, found

@@ -25,7 +25,8 @@ from rankkit.spectra import DEFAULT_MEASURES, MEASURES
 from rankkit.store import METHODS, STATUSES, describe, read_group, read_root
 from rankkit.studies import Decomposition, MeasureConfig, Run, load_model, measure_run, plan_measurement
 from rankkit.studies.decomposition import EFFECTS, effects
-from rankkit.studies.measure import MeasurementInterruptedError, Progress, expected_seconds
+from rankkit.studies.measure import MeasurementInterruptedError, Progress
+from rankkit.studies.measure_plan import expected_seconds
 from rankkit.studies.verify import verify_file
 from rankkit.training import read_facts
 
@@ -35,7 +36,8 @@ SUFFIX_ARMS = ("gpt", "unilm")
 
 
 def measure(run: Run, path: Path, **config: Any) -> Decomposition | None:
-    return measure_run(run, MeasureConfig(**config), path, device=CPU, command="rankkit spectrum it")
+    config = {"regions": REGIONS} | config
+    return measure_run(run, MeasureConfig(**config), path, device=CPU, command="rankkit spectrum it").decomposition
 
 
 def evaluated(run: Run) -> NDArray[np.int64]:

@@ -235,13 +235,14 @@ def test_a_crossing_is_where_the_first_mask_falls_below_the_second():
     (found,) = by_hand(claim)
     assert found.found == pytest.approx(1 + 1 / 3)
     assert found.verdict == "not reproduced"
-    assert found.what == "causal/bidirectional, crossing: effective_rank"
+    assert (found.where, found.what) == ("n = 16, d = 4, causal/bidirectional crossing", "effective_rank")
     assert "over 3 seeds (off by -0.17, allowed 0.03)" in found.sentence()
     assert found.sentence().endswith("allowed 0.03)")
     (turned,) = by_hand(CrossingsConfig(first="bidirectional", second="causal", measures=claim.measures, seeds=(5,),
                                         tolerance=WITHIN, rows=(row,)))  # fmt: skip
     assert math.isnan(turned.found)
     assert not turned.reproduced
+    assert turned.sentence().endswith("crossing, effective_rank: expected 1.5, found none; over 3 seeds nan ± nan")
 
 
 def finding(expected: str, found: float, allowed: float) -> Finding:
@@ -314,6 +315,10 @@ def values_of(**row: Any) -> dict[str, Any]:
         (values_of(expected=("1", "2")), r"expected must hold 1 numbers \(one per measure\), got \['1', '2'\]\. Count"),
         (values_of(expected=("one",)), "expected must hold numbers as they were printed"),
         ({"values": (ValuesConfig(measures=("effective_rank",), seeds=(7,)),)}, r"among \[0, 1, 2\], each once, got \[7\]"),
+        (
+            {"values": (ValuesConfig(measures=("effective_rank",), seeds=(0,), tolerance=Tolerance(standard_errors=2.0)),)},
+            r"tolerance in standard errors must come with at least 2 seeds, got \[0\]\. Name more",
+        ),
         ({"values": (ValuesConfig(measures=("stable_rank",), seeds=(0,)),)}, "measures of an expectation must be different"),
         (
             {"crossings": (CrossingsConfig(first="backward", measures=("effective_rank",), seeds=(0,),
