@@ -9,8 +9,12 @@ layer, one head) attend with a cut matrix while everything else runs as before:
 Extra loss = suffix loss with the cut - suffix loss without, over the same sequences, paired. Rows are not normalised
 again. Re-masking takes more from a triangular matrix than from one with a full block. Beside every loss stand therefore
 what it takes (`removed_share`), how far the result lies from A (`cut_error`), and the plain cut, so that two arms can be
-held against each other at equal damage and not at equal k alone. A remasked matrix has in general a higher rank than k: k
-is the number of triplets kept.
+held against each other at equal damage and not at equal k alone.
+
+Two things a remasked cut is not. Its rank is in general higher than k, the number of triplets kept. And a row's weights
+still depend on later rows through the singular vectors, so its loss is not strictly that of a causal model either; on the
+tiny pair, putting another sequence's future in the place of the true one changed the mean loss by 0.02 +- 0.04 nats at
+k = 32 (and by 0.03 +- 0.04 without re-masking), no gain from knowing the true one.
 """
 
 from __future__ import annotations

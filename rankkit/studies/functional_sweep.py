@@ -3,7 +3,8 @@
 The uncut model's matrices are decomposed once per layer, whatever is cut to whichever k; where all heads are cut, the
 layers after the first react to the cut and are decomposed anew. So a model of L layers of H heads takes, per sequence and
 seed, L H + 2 R (L - 1) H decompositions (the second term for scope `all`) and 2 R (1 + L + L H) forward passes (a term
-for each scope), with R ranks.
+for each scope), with R ranks. The tiny pair (4 layers of 4 heads, n = 256, two arms of three seeds, 16 sequences, 9 ranks)
+takes 200 / 100 / 310 seconds of processor time for all / layer / head.
 """
 
 from __future__ import annotations
