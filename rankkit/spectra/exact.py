@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -20,6 +20,8 @@ from rankkit.operators import AttentionOperator, Operator, masked_softmax
 from rankkit.spectra.floors import applied_floor, arithmetic_floor, resolved
 from rankkit.spectra.measures import Measure
 from rankkit.spectra.result import METHODS, STATUSES, Spectrum
+from rankkit.spectra.row_measures import ROW_MEASURES, row_measures
+from rankkit_kernels.row_blocks import RowStatistics
 from rankkit_kernels.singular_values import Method, singular_values
 
 __all__ = ["COPIES", "DEFAULT_MEMORY_BUDGET", "ExactMethod", "exact_spectrum"]
@@ -28,10 +30,15 @@ DEFAULT_MEMORY_BUDGET: Final = 512 << 20  # bytes of dense matrices and their te
 
 COPIES: Final = 6
 """Float64 copies of a matrix alive at once: logits, attention, a measure's temporaries, its Gram matrix."""
+_MORE_COPIES: Final = {"log10_smallest_singular_value": 12, "off_diagonal_block_rank": 12}
+"""Where a measure takes more: an inverse, blocks of the matrix."""
 _CACHED_BYTES: Final = 4 << 20
 """Of one dense array per chunk: it stays in the cache, and a chunk of small matrices still takes 20 ms."""
 
 ExactMethod = Literal["exact", "gram", "svd"]
+
+_BY_ROWS: Final = frozenset(ROW_MEASURES) - {"rank_one_residual"}
+"""Taken from sums over rows, once for all of them; the distance of nearly equal rows would cancel in such sums."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +80,10 @@ def exact_spectrum(
     flat = operator.flattened()
     count, matrix = flat.batch_shape[0], flat.rows * flat.columns * 8  # bytes
     pooled = (workers or _cores()) if flat.device.type == "cpu" else 1
-    chunk = max(1, min(memory_budget // (COPIES * matrix * pooled), max(1, _CACHED_BYTES // matrix)))
-    pooled = max(1, min(pooled, memory_budget // (COPIES * matrix)))
+    copies = max([COPIES, *(_MORE_COPIES.get(measure.name, COPIES) for measure in measures)])
+    fitting = memory_budget // (copies * matrix)
+    chunk = max(1, min(fitting // pooled, max(1, _CACHED_BYTES // matrix)))
+    pooled = max(1, min(pooled, fitting))
     work = _Work(
         measures=tuple(measures), method=method, precision=precision, workers=workers if pooled == 1 else 1, rule=rule
     )
@@ -130,8 +139,8 @@ def _chunk(part: Operator, work: _Work) -> Spectrum:
         floor_model=model,
         method=used,
         status=_statuses(values, failed),
-        measures={measure.name: found.values[measure.name] for measure in work.measures},
-        errors={measure.name: found.errors[measure.name] for measure in work.measures},
+        measures={measure.name: found.values[measure.name].where(~failed, torch.nan) for measure in work.measures},
+        errors={measure.name: found.errors[measure.name].where(~failed, torch.nan) for measure in work.measures},
         rule=work.rule,
     )
 
@@ -144,36 +153,72 @@ class _Found:
     """
 
     def __init__(self, eta: Tensor) -> None:
-        self._eta = eta
+        self.eta = eta
         self.values: dict[str, Tensor] = {}
         self.errors: dict[str, Tensor] = {}
 
     def add(self, measure: Measure, *given: Any, moved_by: Tensor | None = None) -> None:
         """Compute a measure from what it needs, and how far it can be off."""
         self.values[measure.name] = measure.compute(*given).cpu()
-        eta = self._eta.to(given[0].device) if moved_by is None else moved_by
+        eta = self.eta.to(given[0].device) if moved_by is None else moved_by
         error = measure.error(*given, eta).cpu()
         self.errors[measure.name] = error.where(self.values[measure.name].isfinite(), torch.nan)
+
+    def take(self, measured: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Values and errors of rows, by name."""
+        for name, (value, error) in measured.items():
+            if name in _BY_ROWS:
+                self.values[name], self.errors[name] = value.cpu(), error.cpu().where(value.isfinite().cpu(), torch.nan)
 
 
 def _formed(part: Operator, measures: Sequence[Measure], found: _Found) -> Tensor:
     """Matrices "matrix row column" in float64; measures of logits and of rows go into `found`."""
     if isinstance(part, AttentionOperator):
         allowed, logits = part.allowed(), _logits(part)
-        for measure in measures:
-            if measure.needs == "logits":
-                found.add(measure, logits, allowed)
+        squares = _logit_squares(logits, allowed) if any(measure.needs == "logits" for measure in measures) else None
         matrix = masked_softmax(logits, allowed)
         _assert_rows_sum_to_one(matrix)
+        if any(measure.name in _BY_ROWS for measure in measures):
+            found.take(row_measures(_row_statistics(matrix, allowed, squares), found.eta.to(matrix.device)))
     else:
         matrix = torch.empty(*part.batch_shape, part.rows, part.columns, dtype=torch.float64, device=part.device)
         allowed = torch.ones(part.rows, part.columns, dtype=torch.bool, device=part.device)
         for index in range(len(matrix)):  # each by itself, so that its bits do not depend on its neighbours
             matrix[index] = part[index : index + 1].dense()[0]
     for measure in measures:
-        if measure.needs == "attention":
+        if measure.needs == "attention" and measure.name not in found.values:
             found.add(measure, matrix, allowed)
     return matrix
+
+
+def _logit_squares(logits: Tensor, allowed: Tensor) -> Tensor:
+    """Sum over visible keys of squared row-centred logits, "matrix query"."""
+    hidden = ~allowed
+    centred = logits.masked_fill(hidden, 0.0)
+    centred -= centred.sum(dim=-1, keepdim=True) / allowed.sum(dim=-1, keepdim=True).clamp(min=1)
+    norms: Tensor = torch.linalg.vector_norm(centred.masked_fill_(hidden, 0.0), dim=-1)
+    return norms.square()
+
+
+def _row_statistics(attention: Tensor, allowed: Tensor, logit_squares: Tensor | None) -> RowStatistics:
+    """What `rankkit_kernels.row_blocks.row_statistics` gives, from the matrix; of log-sum-exps only whether there is one."""
+    sums = attention.sum(dim=-1)
+    unknown = torch.full_like(sums, torch.nan)
+    square = attention.shape[-2] == attention.shape[-1]
+    previous = unknown.clone()
+    if square:
+        previous[..., 1:] = attention.diagonal(offset=-1, dim1=-2, dim2=-1)
+    return RowStatistics(
+        log_sum_exp=unknown.where(sums != 0, -torch.inf),
+        column_sums=attention.sum(dim=-2),
+        entropy=torch.special.entr(attention).sum(dim=-1),
+        squared_norm=attention.square().sum(dim=(-2, -1)),
+        visible=allowed.sum(dim=-1),
+        diagonal=attention.diagonal(dim1=-2, dim2=-1) if square else unknown,
+        previous=previous,
+        diagonal_logit=unknown,
+        logit_squares=unknown if logit_squares is None else logit_squares,
+    )
 
 
 def _assert_rows_sum_to_one(attention: Tensor) -> None:
