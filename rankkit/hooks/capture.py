@@ -105,12 +105,11 @@ def _hooks(
     def on_output(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
         receive(replace(waiting.pop(), output=output.detach()))
 
-    def on_begin(_: nn.Module, __: tuple[Any, ...]) -> None:
-        waiting.clear()  # what a forward pass that failed half way has left
+    def hold(factors: LayerFactors) -> None:
+        waiting[:] = [factors]  # a forward pass that failed half way may have left others
 
     return [
-        layer.whole.register_forward_pre_hook(on_begin),
-        layer.fused.register_forward_pre_hook(_on_inputs(layer.number, heads, waiting.append)),
+        layer.fused.register_forward_pre_hook(_on_inputs(layer.number, heads, hold)),
         layer.whole.register_forward_hook(on_output),
     ]
 
