@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import math
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from itertools import groupby
@@ -157,16 +158,15 @@ def _show_crossings(result: RandomLogits, output: Output) -> None:
     for (first, second), group in groupby(result.crossings(), key=lambda crossing: (crossing.first, crossing.second)):
         cells: dict[str, dict[str, str]] = {}
         for crossing in group:
-            size = f"{crossing.family.n}, {crossing.family.head_dim}"
-            error = "" if crossing.standard_error != crossing.standard_error else f"±{crossing.standard_error:.3f}"
-            text = "none" if crossing.std != crossing.std else f"{crossing.std:.3f}{error}"
+            size = crossing.family.label.replace("n = ", "").replace("d = ", "")
+            error = "" if math.isnan(crossing.standard_error) else f"±{crossing.standard_error:.3f}"
+            text = "none" if math.isnan(crossing.std) else f"{crossing.std:.3f}{error}"
             cells.setdefault(crossing.measure, {})[size] = text
-        sizes = list(next(iter(cells.values())))
-        table = new_table(
-            f"logit std above which {first} is below {second}, by n and head size; standard error (jackknife) over "
-            f"{len(result.config.seeds)} seeds",
-            ("measure", *sizes),
+        output.say(
+            f"Logit std above which {first} is below {second}, by n and head size, with its standard error (jackknife) "
+            f"over {_seeds(len(result.config.seeds))}:"
         )
+        table = new_table("", ("measure", *next(iter(cells.values()))))
         for measure, row in cells.items():
             table.add_row(measure, *row.values())
         output.table(table)
@@ -175,14 +175,14 @@ def _show_crossings(result: RandomLogits, output: Output) -> None:
 def _show_findings(findings: list[Finding], output: Output) -> None:
     """One line for every expectation, and a sentence for every one that was not met."""
     for (where, seeds, overall), group in groupby(findings, key=lambda f: (f.where, f.seeds, f.overall_seeds)):
-        more = () if seeds == overall else (f"{overall} seeds",)
-        table = new_table(where, ("", "expected", f"{seeds} seeds", "off by", "allowed", *more, "reproduced"))
+        more = () if seeds == overall else (_seeds(overall),)
+        table = new_table(where, ("", "expected", _seeds(seeds), "off by", "allowed", *more, "reproduced"))
         for finding in group:
             table.add_row(
                 finding.what,
                 finding.expected,
                 _number(finding.found, finding.standard_error),
-                f"{finding.error:+.1g}",
+                "" if math.isnan(finding.error) else f"{finding.error:+.1g}",
                 f"{finding.allowed:.2g}",
                 *(_number(finding.overall, finding.overall_error) for _ in more),
                 "yes" if finding.reproduced else "NO",
@@ -196,8 +196,14 @@ def _show_findings(findings: list[Finding], output: Output) -> None:
 
 
 def _number(value: float, error: float) -> str:
-    """Value and standard error; without one where there is none, or where all seeds gave the same number."""
+    """Value and standard error, where there is one and seeds differ; a crossing that is not there is none."""
+    if math.isnan(value):
+        return "none"
     return f"{value:.4g} ± {error:.1g}" if error > abs(value) * SAME else f"{value:.4g}"
+
+
+def _seeds(count: int) -> str:
+    return "1 seed" if count == 1 else f"{count} seeds"
 
 
 def _duration(seconds: float) -> str:

@@ -100,12 +100,14 @@ class Finding:
 
     def sentence(self) -> str:
         """The verdict with its numbers, in one line."""
-        over_all = f"; over {self.overall_seeds} seeds {self.overall:.4g} ± {self.overall_error:.2g}"
-        return (
-            f"{self.verdict}: {self.where}, {self.what}: expected {self.expected}, found {self.found:.4g} over "
-            f"{self.seeds} seeds (off by {self.error:+.2g}, allowed {self.allowed:.2g})"
-            f"{over_all if self.overall_seeds != self.seeds else ''}"
+        found = (
+            f"found {self.found:.4g} over {_seeds(self.seeds)} (off by {self.error:+.2g}, allowed {self.allowed:.2g})"
         )
+        if math.isnan(self.found):
+            found = "found none"
+        if self.overall_seeds != self.seeds:
+            found += f"; over {_seeds(self.overall_seeds)} {self.overall:.4g} ± {self.overall_error:.2g}"
+        return f"{self.verdict}: {self.where}, {self.what}: expected {self.expected}, {found}"
 
     def as_dict(self) -> dict[str, Any]:
         """As plain values."""
@@ -123,3 +125,7 @@ class Finding:
             "overall_seeds": self.overall_seeds,
             "reproduced": self.reproduced,
         }
+
+
+def _seeds(count: int) -> str:
+    return "1 seed" if count == 1 else f"{count} seeds"

@@ -131,10 +131,11 @@ class RandomLogits:
         (found, error), (overall, overall_error) = (
             self._number(claim, row, family, measure, seeds) for seeds in (claim.seeds, self.config.seeds)
         )
-        kind = "crossing" if isinstance(claim, CrossingsConfig) else f"std {row.std:g}"
+        masks = "/".join(claim.masks_of(row))
+        is_crossing = isinstance(claim, CrossingsConfig)
         return Finding(
-            where=family.label,
-            what=f"{'/'.join(claim.masks_of(row))}, {kind}: {measure}",
+            where=f"{family.label}, {masks} crossing" if is_crossing else family.label,
+            what=measure if is_crossing else f"{masks}, std {row.std:g}: {measure}",
             expected=expected,
             found=found,
             standard_error=error,

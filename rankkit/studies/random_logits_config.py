@@ -210,6 +210,10 @@ class RandomLogitsConfig:
             raise ConfigurationError(
                 f"seeds of an expectation must be among {list(self.seeds)}, each once, got {list(claim.seeds)}. Name some."
             )
+        if claim.tolerance.standard_errors is not None and len(claim.seeds) < 2:
+            raise ConfigurationError(
+                f"tolerance in standard errors must come with at least 2 seeds, got {list(claim.seeds)}. Name more seeds."
+            )
         declared = {matrices.family: matrices for matrices in self.matrices}
         for row in claim.rows:
             family = declared.get(row.family)

@@ -75,8 +75,8 @@ def test_run_compares_expected_with_found_and_leaves_everything_in_its_folder(
     out = tmp_path / "results"
     result = invoke(declaration, "--out", out)
     assert result.exit_code == 0, result.output
-    lines = result.stdout.splitlines()
-    (crossing,) = [line for line in lines if "causal/bidirectional, crossing: effective_rank" in line]
+    lines = [line.strip() for line in result.stdout.splitlines()]
+    crossing = lines[lines.index("n = 64, d = 16, causal/bidirectional crossing") + 4]
     assert crossing.split()[-1] == "yes"
     assert "0.68" in crossing
     missed = [line for line in lines if line.startswith("not reproduced: ")]
@@ -201,12 +201,15 @@ def test_a_declaration_that_cannot_hold_is_one_line_and_wrong_usage(declaration:
 
 def test_one_seed_has_no_errors_and_curves_without_a_crossing_say_so(declaration: Path, tmp_path: Path) -> None:
     text = DECLARATION.replace("[0, 1, 2, 3]", "[0]").replace("[0, 1, 2]", "[0]").replace("0.4, 0.6, ", "")
+    text = text.replace("standard_errors = 2.0", "relative = 0.1")
     declaration.write_text(text, encoding="utf-8")
     result = invoke(declaration, "--out", tmp_path / "results")
     assert result.exit_code == 0, result.output
     assert "±" not in result.stdout
-    (row,) = [line for line in result.stdout.splitlines() if line.strip().startswith("effective_rank")]
-    assert row.split()[-1] == "none"
+    lines = [line.strip() for line in result.stdout.splitlines()]
+    (title,) = [number for number, line in enumerate(lines) if line.startswith("Logit std above which causal is below")]
+    assert ["effective_rank", "none"] in [line.split() for line in lines[title:]]
+    assert "nan" not in result.stdout
     kept = json.loads((tmp_path / "results" / "results.json").read_text(encoding="utf-8"))
     assert kept["crossings"][0]["std"] is None
     assert kept["expectations"][0]["reproduced"] is False

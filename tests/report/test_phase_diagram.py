@@ -137,12 +137,12 @@ def test_the_same_curves_give_the_same_bytes_and_no_global_state_changes(tmp_pat
 
 
 def result(**changes):
-    """Causal means 2, 2, 1, 1 against bidirectional 1, 1, 2, 2 (plus the seed's share) at stds 0, 0.5, 1, 2."""
+    """Causal 2, 2, 1, 1 against bidirectional 1, 1, 2, 2, and a share of the seed that is three times larger there."""
     family = MatricesConfig(n=8, head_dim=2, stds=(0.0, 0.5, 1.0, 2.0))
     settings = {"seeds": (0, 1, 2), "measures": ("effective_rank", "stable_rank"), "matrices": (family,)} | changes
     config = RandomLogitsConfig(**settings)
     share = np.array([0.0, 0.1, 0.2])
-    values = np.array([[2.0, 2, 1, 1], [1, 1, 2, 2]])[..., None] + np.array([1, 2])[:, None, None] * share
+    values = np.array([[2.0, 2, 1, 1], [1, 1, 2, 2]])[..., None] + np.array([1, 3])[:, None, None] * share
     return RandomLogits(config=config, values={family.family: dict.fromkeys(("effective_rank", "stable_rank"), values)})
 
 
@@ -151,11 +151,11 @@ def test_ratios_are_of_means_with_the_paired_interval_and_cross_one_where_the_me
     panels, points = experiment_figures._ratios(result(crossings=(pair,)), pair)
     ((stds, ratio, half),) = panels["stable rank"].values()
     np.testing.assert_array_equal(stds, [0.5, 1.0, 2.0])
-    np.testing.assert_allclose(ratio, [2.1 / 1.2, 1.1 / 2.2, 1.1 / 2.2])
-    expected = mean_interval(np.array([0.0, -0.1, -0.2])).half_width
-    np.testing.assert_allclose(half, [expected / 1.2, expected / 2.2, expected / 2.2])
+    np.testing.assert_allclose(ratio, [2.1 / 1.3, 1.1 / 2.3, 1.1 / 2.3])
+    expected = mean_interval(np.array([0.0, -0.2, -0.4])).half_width
+    np.testing.assert_allclose(half, [expected / 1.3, expected / 2.3, expected / 2.3])
     (crossing,) = points["stable rank"].values()
-    assert crossing == ([pytest.approx(0.5 + 0.5 * 0.9 / 2.0)], [1.0])
+    assert crossing == ([pytest.approx(0.5 + 0.5 * 0.8 / 2.0)], [1.0])
 
 
 def test_an_experiment_draws_a_figure_per_pair_of_masks_and_one_per_family_with_expectations(tmp_path):
