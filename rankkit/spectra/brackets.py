@@ -146,11 +146,13 @@ class Estimates:
         raised, lowered = threshold + error, max(0.0, threshold - error)
         lower = self._mean(_above(seen, raised**2 + ROUNDING, strictly=True)) + (seen.found > raised).sum()
         upper = self._mean(_above(seen, lowered**2 - ROUNDING, strictly=False)) + (seen.found > lowered).sum()
-        return _whole(self._bracket(lower, upper, least=1.0, most=seen.size))
+        return _whole(self._bracket(lower, upper, least=1.0 if raised < 1 else 0.0, most=seen.size))
 
     def share_rank(self, kind: Kind, fraction: float) -> Bracket:
         """Least k for which the k largest sigma^2 (`energy`) or sigma (`mass`) sum to the fraction of their total."""
-        lower, upper = self._shares(kind)
+        if not 0 < fraction <= 1:
+            raise ConfigurationError(f"fraction must be above 0 and at most 1, got {fraction!r}. Pass 0.9 for 90%.")
+        lower, upper = self._energy_shares if kind == "energy" else self._mass_shares
         least, most = (torch.tensor([_crossing(row, fraction - REACHED) for row in side]) for side in (upper, lower))
         bracket = self._bracket(least, most, least=1.0, most=self.probed.size)
         return _whole(replace(bracket, lower=math.ceil(bracket.lower - WHOLE)))  # a crossing lies below its k
@@ -158,7 +160,7 @@ class Estimates:
     def mass_at_quarter(self) -> Bracket:
         """Share of N in the ceil(size / 4) largest values."""
         quarter = (self.probed.size + 3) // 4
-        lower, upper = (torch.from_numpy(side[:, quarter].copy()) for side in self._shares("mass"))
+        lower, upper = (torch.from_numpy(side[:, quarter].copy()) for side in self._mass_shares)
         return self._bracket(lower, upper, least=quarter / self.probed.size, most=1.0)
 
     def distribution(self) -> tuple[Tensor, Tensor]:
@@ -179,6 +181,14 @@ class Estimates:
         if self.probed.energy is not None:
             return torch.full_like(self._weights[:, 0], self.probed.energy)
         return self.probed.found.square().sum() + self._mean(self.probed.masses * self.probed.diagonal[:, 0])
+
+    @cached_property
+    def _energy_shares(self) -> tuple[Array, Array]:
+        return self._shares("energy")
+
+    @cached_property
+    def _mass_shares(self) -> tuple[Array, Array]:
+        return self._shares("mass")
 
     def _shares(self, kind: Kind) -> tuple[Array, Array]:
         """Share of the k largest values at least and at most: "sample k", k = 0 .. size."""
