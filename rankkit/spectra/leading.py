@@ -36,6 +36,7 @@ from torch import Tensor
 from rankkit.errors import ConfigurationError
 from rankkit.operators import AttentionOperator, DenseOperator, Operator
 from rankkit.spectra.probes import CUBE_SLICING, uniform
+from rankkit.spectra.threads import one_thread, threads_for_products
 
 __all__ = [
     "Complement",
@@ -156,9 +157,10 @@ def leading_triplets(
     for index in range(matrices.batch_shape[0]):
         one = matrices[index : index + 1]
         known = _energy(one) if energy is None else energy.reshape(-1)[index]
-        krylov = _Krylov(one, count, block or default_block(count), seed)
-        finite = (known is None or bool(known.isfinite())) and krylov.run(tolerance, max_steps)
-        found.append(_certified(one, krylov, known, tolerance, seed) if finite else None)
+        with one_thread():
+            krylov = _Krylov(one, count, block or default_block(count), seed)
+            finite = (known is None or bool(known.isfinite())) and krylov.run(tolerance, max_steps)
+            found.append(_certified(one, krylov, known, tolerance, seed) if finite else None)
     return _stacked(found, matrices, count, vectors)
 
 
@@ -322,7 +324,8 @@ class _Krylov:
 
 def _gram(operator: Operator, x: Tensor) -> tuple[Tensor, Tensor]:
     """A X and A^T A X of one matrix, "column vector"."""
-    product, gram = operator.gram_product(x.contiguous()[None])
+    with threads_for_products():
+        product, gram = operator.gram_product(x.contiguous()[None])
     return product[0], gram[0]
 
 

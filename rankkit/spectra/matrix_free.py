@@ -11,9 +11,8 @@ import math
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -31,6 +30,7 @@ from rankkit.spectra.measures import Measure, default_tolerance
 from rankkit.spectra.quadrature import Probed, probe
 from rankkit.spectra.result import METHODS, STATUSES, Spectrum
 from rankkit.spectra.row_measures import ROW_MEASURES, row_measures
+from rankkit.spectra.threads import one_thread
 from rankkit_kernels.row_blocks import RUNS
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def matrix_free_spectrum(
     if pooled == 1:
         found = [work(index) for index in range(count)]
     else:
-        with _one_torch_thread(), ThreadPoolExecutor(pooled, "matrix-free", torch.set_num_threads, (1,)) as pool:
+        with one_thread(), ThreadPoolExecutor(pooled, "matrix-free", torch.set_num_threads, (1,)) as pool:
             found = list(pool.map(work, range(count)))
     return _assembled(found, operator, plan, rule)
 
@@ -217,7 +217,13 @@ def _reason(name: str, flat: Operator, known: bool) -> str:
 
 
 def _measured(one: Operator, plan: _Plan, tell: Callable[[float], None]) -> _Measured:
-    energy = squared_norm(one)
+    energy = squared_norm(one)  # by all threads
+    with one_thread():
+        return _measured_beyond(one, energy, plan, tell)
+
+
+def _measured_beyond(one: Operator, energy: Tensor | None, plan: _Plan, tell: Callable[[float], None]) -> _Measured:
+    """What follows the pass over the rows."""
     leading = leading_triplets(
         one, max(2, plan.config.leading), tolerance=RESIDUAL, seed=plan.config.seed, vectors=True, energy=energy
     )  # two, for the spectral ratio
@@ -385,14 +391,3 @@ def _pooled(flat: Operator, config: MatrixFreeConfig, workers: int | None, memor
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     affordable = memory_budget // memory_bytes(flat.rows, flat.columns, config)
     return max(1, min(workers or cores, flat.batch_shape[0], affordable))
-
-
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """Torch set to one thread while a pool of our own keeps every core busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -35,6 +35,7 @@ from rankkit.errors import ConfigurationError
 from rankkit.operators import Operator
 from rankkit.spectra.leading import Leading
 from rankkit.spectra.probes import signs
+from rankkit.spectra.threads import one_thread, threads_for_products
 
 __all__ = ["FEWEST_PROBES", "Probed", "Rule", "probe"]
 
@@ -125,7 +126,8 @@ class Probed:
         """The rule of J, grown by a row with `last` on the diagonal where it is not empty."""
         diagonal = torch.cat([self.diagonal, last], dim=1)
         beside = torch.diag_embed(self.coupling[:, : diagonal.shape[1] - 1], offset=-1)
-        nodes, vectors = torch.linalg.eigh(torch.diag_embed(diagonal) + beside)
+        with one_thread():
+            nodes, vectors = torch.linalg.eigh(torch.diag_embed(diagonal) + beside)
         weights = rearrange(self.masses, "probe -> probe 1") * vectors[:, 0].square()
         return Rule(nodes=nodes, weights=weights, ends=vectors[:, -1].square())
 
@@ -171,7 +173,8 @@ def probe(
     checks = _checks(steps)
     for step in range(1, steps + 1):
         if recurrence.rest > 0:
-            recurrence.advance()
+            with one_thread():
+                recurrence.advance()
         if not recurrence.finite:
             return
         if step == steps or step in checks or recurrence.closed:
@@ -215,11 +218,12 @@ class _Recurrence:
 
     def _product(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """A X and A^T A X, or A^T X and A A^T X where A is wide."""
-        if self.wide:
-            half = self.operator.adjoint_product(x[None])
-            return half[0], (self.operator @ half)[0]
-        half, whole = self.operator.gram_product(x[None])
-        return half[0], whole[0]
+        with threads_for_products():
+            if self.wide:
+                half = self.operator.adjoint_product(x[None])
+                return half[0], (self.operator @ half)[0]
+            half, whole = self.operator.gram_product(x[None])
+            return half[0], whole[0]
 
     def advance(self) -> None:
         half, whole = self._product(self.vector)
