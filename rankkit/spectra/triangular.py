@@ -31,6 +31,7 @@ __all__ = ["SmallestSingularValue", "log10_smallest_singular_value", "smallest_s
 
 BLOCK_ROWS: Final = 64  # rows solved at once; 32 and 128 measured within 20% of it at n = 2048
 BLOCK_RANGE: Final = 900.0  # powers of two by which values may grow while a block is solved; float64 has 1023
+USUAL: Final = 20  # largest entries within 2^20 of 1 are left as they are
 UNDERFLOW: Final = 2.0**-1000
 """Part of a matrix's largest entry below which entries, and what they add to the inverse, may be lost."""
 
@@ -93,12 +94,13 @@ def _measure(triangle: _Triangle, *, with_condition: bool) -> tuple[float, float
     if bool((triangle.diagonal[0] == 0).any()):
         return -math.inf, math.nan
     inverse = _invert(triangle)
-    norm = inverse.log2_norm()
+    changes = [inverse.log2_change(transposed=transposed) for transposed in (False, True)] if with_condition else []
+    norm = inverse.log2_norm_at_last()
     log10 = (inverse.scale - norm) * _LOG10_2
     if not with_condition:
         return log10, math.nan
-    change = (inverse.log2_change(transposed=False) + inverse.log2_change(transposed=True)) / 2 - norm
-    return log10, 2.0**change if change < 1023 else math.inf
+    condition = sum(changes) / 2 - norm
+    return log10, 2.0**condition if condition < 1023 else math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -128,26 +130,43 @@ class _Inverse:
     block: Tensor
     """"row", int64: which block it belongs to."""
 
-    def log2_norm(self) -> float:
-        """log2 of the norm of the inverse."""
+    def log2_norm_at_last(self) -> float:
+        """log2 of the norm of the inverse; its mantissas are overwritten, for want of memory, and it is of no more use."""
         top = self.exponent.max()
-        scaled = self.mantissa * torch.exp2(self.exponent - top)[self.block]
-        return float(top) + math.log2(float(singular_values(scaled, method="gram", workers=1).values[0]))
+        for number, factors in enumerate(torch.exp2(self.exponent - top)):
+            self.mantissa[self.block == number] *= factors
+        return float(top) + math.log2(float(singular_values(self.mantissa, method="gram", workers=1).values[0]))
 
     def log2_change(self, *, transposed: bool) -> float:
         """log2 of the largest row sum of |X| |A 2^-scale| |X|, X the inverse, or of the largest column sum."""
-        inverse, exponent = self.mantissa.abs(), self.exponent[self.block]
-        triangle, doubtful = self.triangle, self.triangle.doubt > 0
-        diagonal = torch.where(doubtful, triangle.doubt, triangle.diagonal[0].abs())
-        entries = (triangle.lower.abs() + _DOUBT).tril(-1) + torch.diag(diagonal)
-        powers = torch.diag(triangle.diagonal[1].where(~doubtful, 0.0))
-        if transposed:
-            inverse, exponent, entries, powers = inverse.mT, exponent.mT, entries.mT, powers.mT
-        sums = _split(torch.ones(len(entries), dtype=torch.float64, device=entries.device))
-        for factor in ((inverse, exponent), (entries, powers), (inverse, exponent)):
-            sums = _product(factor, sums)
+        n = len(self.block)
+        sums = _split(torch.ones(n, dtype=torch.float64, device=self.mantissa.device))
+        for part in (self._part, self._entries, self._part):
+            chunks = [
+                _product(part(slice(start, start + BLOCK_ROWS), transposed), sums) for start in range(0, n, BLOCK_ROWS)
+            ]
+            sums = torch.cat([mantissa for mantissa, _ in chunks]), torch.cat([exponent for _, exponent in chunks])
         top = sums[1].max()
         return float(top) + math.log2(float((sums[0] * torch.exp2(sums[1] - top)).max()))
+
+    def _part(self, lines: slice, transposed: bool) -> Scaled:
+        """|X|, some rows of it, or some columns as rows."""
+        if transposed:
+            return self.mantissa[:, lines].mT.abs(), self.exponent[:, lines][self.block].mT
+        return self.mantissa[lines].abs(), self.exponent[self.block[lines]]
+
+    def _entries(self, lines: slice, transposed: bool) -> Scaled:
+        """|A 2^-scale| with what its entries can have lost to underflow, likewise."""
+        triangle, doubtful = self.triangle, self.triangle.doubt > 0
+        entries = triangle.lower[:, lines].mT.abs() if transposed else triangle.lower[lines].abs()
+        row, column = torch.arange(lines.start, lines.start + len(entries)), torch.arange(len(self.block))
+        below = (column[None, :] > row[:, None]) if transposed else (column[None, :] < row[:, None])
+        entries = (entries + _DOUBT).where(below.to(entries.device), 0.0)
+        powers = torch.zeros_like(entries)
+        diagonal = torch.where(doubtful, triangle.doubt, triangle.diagonal[0].abs())
+        entries.diagonal(offset=lines.start)[:] = diagonal[lines]
+        powers.diagonal(offset=lines.start)[:] = triangle.diagonal[1].where(~doubtful, 0.0)[lines]
+        return entries, powers
 
 
 def _triangles(matrix: Tensor, log_diagonal: Tensor | None) -> Iterator[_Triangle]:
@@ -184,9 +203,7 @@ def _triangle(lower: Tensor, log_diagonal: Tensor | None) -> _Triangle:
 
 def _invert(triangle: _Triangle) -> _Inverse:
     """Forward substitution by blocks of rows; the largest exponent so far is kept for every column."""
-    scale = _split(triangle.lower.abs().max())[1]
-    half = (scale / 2).floor()  # 2^-scale itself may overflow
-    lower = triangle.lower * torch.exp2(-half) * torch.exp2(half - scale)
+    lower, scale = _normalised(triangle.lower)
     diagonal = triangle.diagonal[0], triangle.diagonal[1] - scale
     blocks = _row_blocks(lower, diagonal)
     block = torch.repeat_interleave(
@@ -195,8 +212,10 @@ def _invert(triangle: _Triangle) -> _Inverse:
     mantissa, exponent = torch.zeros_like(lower), lower.new_full((len(blocks), len(lower)), _NOTHING)
     top = lower.new_full((len(lower),), _NOTHING)
     for number, (start, stop) in enumerate(blocks):
-        factor = torch.exp2(exponent[:number, :start] - top[:start])[block[:start]]
-        known = -(lower[start:stop, :start] @ (mantissa[:start, :start] * factor))
+        known = lower.new_zeros(stop - start, start)
+        for earlier, (first, last) in enumerate(blocks[:number]):  # a copy of one block of rows at a time
+            seen = mantissa[first:last, :last] * torch.exp2(exponent[earlier, :last] - top[:last])
+            known[:, :last] -= lower[start:stop, first:last] @ seen
         unit = torch.eye(stop - start, dtype=torch.float64, device=lower.device)
         solved, extra = _solve(lower, diagonal, start, torch.cat([known, unit], dim=1))
         largest = solved.abs().amax(dim=0)
@@ -207,7 +226,17 @@ def _invert(triangle: _Triangle) -> _Inverse:
         exponent[number, :stop] = (begun + grown + extra).where(kept, _NOTHING)
         top[:stop] = torch.maximum(top[:stop], exponent[number, :stop])
     scaled = _Triangle(lower=lower, diagonal=diagonal, doubt=triangle.doubt)
-    return _Inverse(triangle=scaled, scale=float(scale), mantissa=mantissa, exponent=exponent, block=block)
+    return _Inverse(triangle=scaled, scale=scale, mantissa=mantissa, exponent=exponent, block=block)
+
+
+def _normalised(lower: Tensor) -> tuple[Tensor, float]:
+    """The matrix over a power of two, and its exponent: 0, and no copy, where the largest entry is near 1 as it is."""
+    largest = float(torch.maximum(lower.max(), -lower.min()))
+    scale = math.frexp(largest)[1]
+    if abs(scale) <= USUAL:
+        return lower, 0.0
+    half = scale // 2  # 2^-scale itself may overflow
+    return lower * 2.0**-half * 2.0 ** (half - scale), float(scale)
 
 
 def _solve(lower: Tensor, diagonal: Scaled, start: int, right: Tensor) -> tuple[Tensor, float]:

@@ -7,6 +7,7 @@ attention and state spaces, up to n/2 for softmax.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -40,39 +41,41 @@ def off_diagonal_block_rank(matrix: Tensor, /, *, tolerance: float | None = None
     Raises:
         ConfigurationError: fewer than two axes, or none.
     """
-    ranks = _ranks(matrix, tolerance, torch.zeros(matrix.shape[:-2], dtype=torch.float64))
-    return ranks.amax(dim=-1)
+    (rank,) = _ranks(matrix, tolerance, [torch.zeros(matrix.shape[:-2], dtype=torch.float64)])
+    return rank
 
 
 def moved_off_diagonal_block_rank(matrix: Tensor, eta: Tensor, /, *, tolerance: float | None = None) -> Tensor:
     """Largest change of `off_diagonal_block_rank` when A moves by at most eta sigma_1 in norm, and so do its blocks."""
     n, one = matrix.shape[-1], torch.ones((), dtype=torch.float64)
     share = eta.to("cpu", torch.float64) + arithmetic_floor(_method(n, tolerance), n, n, one)
-    count, most, least = (_ranks(matrix, tolerance, way * share).amax(dim=-1) for way in (0, 1, -1))
+    count, most, least = _ranks(matrix, tolerance, [way * share for way in (0, 1, -1)])
     return torch.maximum(most - count, count - least).where(~share.isnan(), torch.nan)
 
 
-def _ranks(matrix: Tensor, tolerance: float | None, shift: Tensor) -> Tensor:
-    """The rank of every block, "... split", were values larger and sigma_1 smaller by `shift` of sigma_1; on the CPU."""
+def _ranks(matrix: Tensor, tolerance: float | None, shifts: Sequence[Tensor]) -> list[Tensor]:
+    """The rank "..." if values were larger and sigma_1 smaller by a shift "..." of sigma_1, for each shift; on the CPU."""
     if matrix.ndim < 2 or 0 in matrix.shape[-2:]:
         raise ConfigurationError(
             f"matrix must have at least one row and one column on its last two axes, got shape "
             f"{tuple(matrix.shape)!r}. Pass an array of shape (..., query, key)."
         )
-    n, columns = matrix.shape[-2:]
-    if n != columns:
-        return torch.full((*matrix.shape[:-2], 1), torch.nan, dtype=torch.float64)
+    shape, n = matrix.shape[:-2], matrix.shape[-1]
+    if matrix.shape[-2] != n:
+        return [torch.full(shape, torch.nan, dtype=torch.float64) for _ in shifts]
     method = _method(n, tolerance)
     lower, triangular = _lower(rearrange(matrix.to(torch.float64), "... query key -> (...) query key"))
     largest = singular_values(lower, method=method, workers=1).values[:, :1]
-    moved = rearrange(shift.expand(matrix.shape[:-2]), "... -> (...) 1")
-    limit = (float(default_tolerance(n, n)) if tolerance is None else tolerance) * (1 - moved).clamp(min=0.0)
-    ranks = [torch.zeros(len(lower), dtype=torch.float64)]
+    limit = float(default_tolerance(n, n)) if tolerance is None else tolerance
+    moved = [rearrange(shift.expand(shape), "... -> (...) 1") for shift in shifts]
+    thresholds = [(limit * (1 - shift).clamp(min=0.0) - shift) * largest for shift in moved]
+    ranks = [torch.zeros(len(lower), dtype=torch.float64) for _ in shifts]
     for split in sorted({part * n // SPLITS for part in range(1, SPLITS)} - {0}):
         values = singular_values(lower[:, split:, :split], method=method, workers=1).values
-        ranks.append((values > (limit - moved) * largest).sum(dim=-1).to(torch.float64))
+        counts = [(values > threshold).sum(dim=-1).to(torch.float64) for threshold in thresholds]
+        ranks = [torch.maximum(rank, count) for rank, count in zip(ranks, counts, strict=True)]
     known = triangular & ~largest.squeeze(-1).isnan()
-    return torch.stack(ranks, dim=-1).where(known.unsqueeze(-1), torch.nan).reshape(*matrix.shape[:-2], len(ranks))
+    return [rank.where(known, torch.nan).reshape(shape) for rank in ranks]
 
 
 def _method(n: int, tolerance: float | None) -> Method:
@@ -83,6 +86,9 @@ def _method(n: int, tolerance: float | None) -> Method:
 
 def _lower(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """Upper-triangular matrices transposed, "matrix query key", and which are triangular at all, "matrix" on the CPU."""
-    is_lower, is_upper = ((part == 0).flatten(1).all(dim=-1) for part in (matrices.triu(1), matrices.tril(-1)))
-    lower = torch.where(rearrange(is_lower, "matrix -> matrix 1 1"), matrices, matrices.mT)
-    return lower, (is_lower | is_upper).cpu()
+    sides = [[not bool(part.any()) for part in (matrix.triu(1), matrix.tril(-1))] for matrix in matrices]
+    is_lower, is_upper = torch.tensor(sides, dtype=torch.bool).reshape(-1, 2).unbind(dim=1)
+    if not bool((is_upper & ~is_lower).any()):
+        return matrices, is_lower
+    flipped = rearrange(is_upper & ~is_lower, "matrix -> matrix 1 1").to(matrices.device)
+    return torch.where(flipped, matrices.mT, matrices), is_lower | is_upper
