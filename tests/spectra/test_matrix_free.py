@@ -133,6 +133,25 @@ def test_rows_that_see_nothing_do_not_count() -> None:
         torch.testing.assert_close(long[name], short[name])
 
 
+def test_a_row_whose_visible_logits_are_all_minus_infinity_counts_as_seeing_nothing() -> None:
+    matrices = operator(Causal())
+    query, key = matrices.query.abs() + 0.1, matrices.key.clone()
+    key[:, 0] = -torch.inf  # the first row sees nothing else
+    blind = AttentionOperator(query=query, key=key, mask=Causal(), scale=1.0)
+    found = row_measures(blind.row_statistics, torch.zeros(2, dtype=torch.float64))
+    for name in set(ROW_MEASURES) - {"logit_std"}:
+        true = of_dense(name, blind, blind.allowed(), None)
+        torch.testing.assert_close(found[name][0], true, rtol=1e-12, atol=0)
+
+
+def test_the_spectral_ratio_does_not_need_two_values_to_be_asked_for() -> None:
+    matrices = operator(Causal())
+    found = measured(matrices, config=MatrixFreeConfig(leading=1, probes=8, steps=2))
+    true = torch.linalg.svdvals(matrices.dense())
+    torch.testing.assert_close(found.measures["spectral_ratio"], true[:, 0] / true[:, 1], rtol=1e-6, atol=0)
+    assert found.singular_values.shape == (2, 1)
+
+
 def test_a_matrix_of_ones_own_is_measured_too() -> None:
     matrices = DenseOperator(matrix=torch.from_numpy(np.stack([attention("causal", 60), sink("causal", 60)])))
     found = measured(matrices)
@@ -270,3 +289,16 @@ def test_expected_products_name_every_stage() -> None:
     assert products["statistics"] == (1, 0)
     assert products["probes"] == (40, 16)
     assert products["leading"][1] >= 32
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("mask", [Causal(), Prefix(20), Cross(48, 70)], ids=str)
+def test_cuda_gives_what_the_cpu_gives(mask: Mask) -> None:
+    here = operator(mask)
+    there = AttentionOperator(query=here.query.cuda(), key=here.key.cuda(), mask=mask, scale=1.0)
+    found, expected = measured(there), measured(here)
+    torch.testing.assert_close(found.singular_values, expected.singular_values, rtol=1e-9, atol=1e-9)
+    for name, value in expected.measures.items():
+        torch.testing.assert_close(found.measures[name], value, rtol=1e-8, atol=1e-8, equal_nan=True)
+    assert_holds(found, here, here.allowed(), here.logits())

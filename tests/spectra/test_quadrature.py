@@ -120,8 +120,11 @@ def test_gauss_and_radau_bracket_every_probe(spectrum: list[float], steps: int, 
         true = (weights * function(nodes)).sum(dim=1)
         assert bool((found.radau.integrate(function(found.radau.nodes)) <= true + 1e-7).all())
         assert bool((found.gauss.integrate(function(found.gauss.nodes)) >= true - 1e-7).all())
+    below, beyond = Estimates(found)._moved_rules()
     for threshold in (0.01, 0.2):
         above = (weights * (nodes > threshold)).sum(dim=1)
+        assert bool((found.gauss.integrate((below > threshold).double()) <= above + 1e-7).all())
+        assert bool((found.gauss.integrate((beyond > threshold).double()) >= above - 1e-7).all())
         assert bool((brackets._above(found, threshold, strictly=True) <= above + 1e-7).all())
         assert bool((brackets._above(found, threshold, strictly=False) >= above - 1e-7).all())
 
@@ -155,6 +158,22 @@ def test_the_effective_rank_is_bracketed_by_plug_in_values_once_c_is_large_enoug
     assert estimates.effective_rank().quadrature == pytest.approx(plug_in[1] - plug_in[0], rel=1e-4)
     box = float(lower[0] * (entropy[1][0] / lower[0]).exp()) - float(upper[0] * (entropy[0][0] / upper[0]).exp())
     assert box > 1.3 * estimates.effective_rank().quadrature
+
+
+def test_the_effective_rank_is_bracketed_by_extremes_where_c_is_too_small() -> None:
+    # Few steps, a long tail far below the edge: W > N, and plug-in values are not proven to bracket.
+    matrix = prescribed(np.array([1.0, 0.9, *np.linspace(0.03, 0.07, 98)]), 100, 100)
+    found = seen(matrix, steps=2, count=1)
+    estimates = Estimates(found)
+    lower, upper = estimates._nuclear
+    t, n = (
+        [float(rule.integrate(function(rule.nodes)) @ estimates._weights[0]) for rule in (found.radau, found.gauss)]
+        for function in (brackets._entropy, brackets._root)
+    )
+    plug_in = [(1 + n[side]) * math.exp(t[side] / (1 + n[side])) for side in (0, 1)]
+    assert estimates.effective_rank().quadrature > 1.2 * (plug_in[1] - plug_in[0])
+    assert float(lower[0]) < float(upper[0])
+    assert covers(estimates.effective_rank(), float(measures.effective_rank(exact(matrix))))
 
 
 def test_counts_above_any_threshold_are_bracketed_between_whole_numbers() -> None:
