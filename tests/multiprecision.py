@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import mpmath
@@ -26,12 +24,12 @@ def logits(query: NDArray[np.float64], key: NDArray[np.float64], scale: float) -
 
 
 def softmax(scores: Rows, allowed: NDArray[np.bool_]) -> Rows:
-    """Masked row softmax, from its definition; a row that sees nothing has no softmax and divides by zero."""
+    """Masked row softmax, from its definition; a row that sees nothing is zero."""
     rows = []
     for score, visible in zip(scores, allowed.tolist(), strict=True):
         weights = [mpmath.exp(s) if seen else mpmath.mpf(0) for s, seen in zip(score, visible, strict=True)]
         total = mpmath.fsum(weights)
-        rows.append([weight / total for weight in weights])
+        rows.append([weight / total if total else total for weight in weights])
     return rows
 
 
@@ -46,8 +44,9 @@ def floats(rows: Rows) -> NDArray[np.float64]:
 
 
 def log_abs_det(rows: Rows) -> Any:
-    """log |det| by elimination with pivoting on what the theorems do not know: all entries."""
-    return mpmath.log(abs(mpmath.det(mpmath.matrix(rows))))
+    """log |det| by elimination of the whole matrix, which knows nothing of its triangles; -inf if singular."""
+    determinant = mpmath.det(mpmath.matrix(rows))
+    return mpmath.log(abs(determinant)) if determinant else -mpmath.inf
 
 
 def singular_values(rows: Rows) -> list[Any]:
@@ -90,11 +89,3 @@ def log10_smallest_singular_value(lower: Rows) -> float:
     largest = max(abs(entry) for row in inverse for entry in row)
     norm = np.linalg.norm(floats([[entry / largest for entry in row] for row in inverse]), 2)
     return -float(mpmath.log10(largest) + mpmath.log10(mpmath.mpf(float(norm))))
-
-
-def log10_factorial(n: int) -> float:
-    return math.lgamma(n + 1) / math.log(10)
-
-
-def column(rows: Rows, index: int) -> Sequence[Any]:
-    return [row[index] for row in rows]

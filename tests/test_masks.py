@@ -1,8 +1,5 @@
-"""Masks against their definition, and theorems 1, 2, 4 and 5 of the mathematics on what they make."""
+"""Masks against their definition; the theorems on what they make stand in `test_theorems`."""
 
-import math
-
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -135,85 +132,6 @@ def test_masks_of_two_sequences_and_of_padding_refuse_what_they_cannot_be() -> N
         Padded(Cross(2, 2), 2)
     with pytest.raises(ConfigurationError, match="length must be at least 2, got 1"):
         Padded(Causal(), 1).without_first_key()
-
-
-def attention(mask: Mask, n: int, seed: int, spread: float = 1.0) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    logits = spread * rng.standard_normal((n, 4)) @ rng.standard_normal((4, n)) / 2
-    weights = np.where(mask.allowed(n).numpy(), np.exp(logits - logits.max()), 0.0)
-    return weights / weights.sum(axis=1, keepdims=True)
-
-
-@given(st.integers(1, 9), st.integers(0, 10_000), st.sampled_from([Causal(), Backward()]))
-def test_theorem_1_triangular_determinant_is_the_product_of_the_diagonal(n: int, seed: int, mask: Mask) -> None:
-    matrix = attention(mask, n, seed)
-    sign, log_det = np.linalg.slogdet(matrix)
-    assert sign == 1.0
-    rows = list(mask.triangular_rows(n))
-    assert rows == list(range(n))
-    assert log_det == pytest.approx(np.log(matrix.diagonal()[rows]).sum(), abs=1e-9)
-    np.testing.assert_allclose(np.sort(np.linalg.eigvals(matrix).real), np.sort(matrix.diagonal()), atol=1e-6)
-
-
-@given(st.integers(1, 9), st.integers(0, 9), st.integers(0, 10_000))
-def test_theorem_2_prefix_determinant_is_that_of_the_block_times_the_triangular_diagonal(
-    n: int, p: int, seed: int
-) -> None:
-    p = min(p, n)
-    matrix = attention(Prefix(p), n, seed, spread=2.0)
-    log_block = np.linalg.slogdet(matrix[:p, :p])[1] if p else 0.0
-    log_suffix = np.log(matrix.diagonal()[list(Prefix(p).triangular_rows(n))]).sum()
-    assert np.linalg.slogdet(matrix)[1] == pytest.approx(log_block + log_suffix, abs=1e-6)
-
-
-@given(st.integers(2, 8), st.integers(2, 8))
-def test_theorem_2_only_the_prefix_block_can_lose_rank(n: int, p: int) -> None:
-    p = min(p, n)
-    weights = Prefix(p).allowed(n).double().numpy()  # all logits equal: the block has rank 1
-    matrix = weights / weights.sum(axis=1, keepdims=True)
-    assert np.linalg.matrix_rank(matrix[:p, :p]) == 1
-    assert np.linalg.matrix_rank(matrix) == 1 + n - p
-
-
-def test_theorem_3_log_determinant_from_the_diagonal_is_right_where_lapack_is_not() -> None:
-    from mpmath import mp, mpf
-
-    rng = np.random.default_rng(0)
-    n, p, d = 64, 32, 16
-    query, key = 1.5 * rng.standard_normal((2, n, d))
-    with mp.workdps(80):
-        logits = [[mp.fdot(zip(map(mpf, q), map(mpf, k), strict=True)) / 4 for k in key] for q in query]
-        allowed = Prefix(p).allowed(n)
-        rows = []
-        for i in range(n):
-            weights = [mp.exp(logits[i][j]) if allowed[i, j] else mpf(0) for j in range(n)]
-            total = sum(weights)
-            rows.append([weight / total for weight in weights])
-        exact = mp.log(abs(mp.det(mp.matrix(rows))))
-        block = mp.log(abs(mp.det(mp.matrix([row[:p] for row in rows[:p]]))))
-        suffix = sum(mp.log(rows[i][i]) for i in Prefix(p).triangular_rows(n))
-        assert abs(exact - (block + suffix)) < mpf(10) ** -50
-        singular = np.linalg.svd(np.array(rows, dtype=np.float64), compute_uv=False)
-        assert abs(np.log(singular).sum() - float(exact)) > 1  # the sum of log singular values is noise here
-
-
-def test_theorem_5_bidirectional_softmax_attention_is_full_rank_even_at_head_size_one() -> None:
-    from mpmath import mp, mpf
-
-    rng = np.random.default_rng(1)
-    n = 6
-    query, key = rng.standard_normal((2, n))
-    with mp.workdps(60):
-        weights = mp.matrix([[mp.exp(mpf(q) * mpf(k)) for k in key] for q in query])
-        assert abs(mp.det(weights)) > 0
-        assert abs(mp.det(weights)) < mpf(10) ** -8  # full rank, and yet no float64 tolerance would say so
-
-
-def test_theorem_8_uniform_causal_attention_has_the_determinant_of_a_factorial() -> None:
-    n = 12
-    weights = Causal().allowed(n).double()
-    matrix = weights / weights.sum(dim=1, keepdim=True)
-    assert float(torch.linalg.slogdet(matrix)[1]) == pytest.approx(-math.lgamma(n + 1), abs=1e-12)
 
 
 @given(st.integers(1, 16))
