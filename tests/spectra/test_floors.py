@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import matrices
+import mpmath
+import multiprecision
 import numpy as np
 import pytest
 import torch
+from tiny import model_config, widen
 
 from rankkit.errors import ConfigurationError
+from rankkit.hooks import capture
+from rankkit.masks import MaskKind
+from rankkit.models import Transformer
+from rankkit.operators import AttentionOperator
+from rankkit.spectra import MEASURES, Spectrum, spectrum
 from rankkit.spectra.floors import UNIT_ROUNDOFF, arithmetic_floor, model_floor, resolved
 from rankkit_kernels.singular_values import singular_values
 
@@ -119,3 +127,128 @@ def test_a_dtype_without_a_roundoff_is_refused():
     one = torch.ones(1, 1)
     with pytest.raises(ConfigurationError, match=r"dtype must be one of torch\.float64.*got torch\.int32\. Name"):
         model_floor(one, one, scale=1.0, largest=one, probabilities=torch.int32)
+
+
+# The same weights in three precisions: what a model applied, against what its own Q and K say.
+
+PRECISIONS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+def captured(precision: torch.dtype, kind: MaskKind) -> list[AttentionOperator]:
+    """Operators of a tiny model with large weights, run in that precision."""
+    model = widen(Transformer(model_config(mask=kind, vocab_size=40))).to(precision)
+    tokens = torch.from_numpy(np.random.default_rng(0).integers(0, 40, (2, 24)))
+    with torch.no_grad(), capture(model) as operators:
+        model(tokens, 9)
+    assert all(operator.query.dtype == precision for operator in operators)
+    return operators
+
+
+def applied(operator: AttentionOperator) -> torch.Tensor:
+    """The model's own fused attention in its own precision, with the columns of the identity for values."""
+    identity = torch.eye(operator.rows, dtype=operator.query.dtype)
+    return (operator @ identity.expand(*operator.batch_shape, operator.rows, operator.rows)).double()
+
+
+def eager(operator: AttentionOperator) -> torch.Tensor:
+    """softmax(scale Q K^T) written out, every operation rounding to the model's precision."""
+    logits = (operator.query @ operator.key.mT) * operator.scale
+    return torch.softmax(logits.masked_fill(~operator.allowed(), -torch.inf), dim=-1).double()
+
+
+def moved(found: Spectrum, matrix: torch.Tensor) -> torch.Tensor:
+    """How far the singular values of a matrix lie from those reported."""
+    values = singular_values(matrix, method="svd", workers=1).values
+    return (values - found.singular_values).abs().amax(dim=-1)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+@pytest.mark.parametrize("kind", [MaskKind.CAUSAL, MaskKind.PREFIX, MaskKind.BIDIRECTIONAL])
+def test_the_attention_that_a_model_applied_lies_within_the_floor_of_what_is_reported(
+    precision: torch.dtype, kind: MaskKind
+) -> None:
+    shares = []
+    for operator in captured(precision, kind):
+        found = spectrum(operator, measures=("stable_rank",), method="svd", precision=precision)
+        distance = moved(found, applied(operator))
+        assert bool((distance <= found.floor_model + found.floor_arithmetic).all())
+        shares.append((distance / found.floor_model).max())
+    assert (
+        precision == torch.float64 or max(shares) > 1e-3
+    )  # idle only where the matrix is formed in that precision too
+
+
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+def test_eager_attention_lies_within_the_floor_of_its_accumulation(precision: torch.dtype) -> None:
+    """Logits that are themselves rounded to bfloat16 move by (d + 2) of its roundings, not of float32's."""
+    shares = []
+    for operator in captured(precision, MaskKind.PREFIX):
+        found = spectrum(operator, measures=("stable_rank",), method="svd", precision=precision)
+        floor = model_floor(
+            operator.query, operator.key, scale=operator.scale, largest=found.singular_values[..., 0],
+            probabilities=precision, accumulation=precision,
+        )  # fmt: skip
+        distance = moved(found, eager(operator))
+        assert bool((distance <= floor + found.floor_arithmetic).all())
+        shares.append((distance / floor).max())
+    assert precision == torch.float64 or max(shares) > 1e-3
+
+
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+@pytest.mark.parametrize("kind", [MaskKind.CAUSAL, MaskKind.PREFIX])
+def test_every_measure_of_what_a_model_applied_lies_within_the_error_that_is_reported(
+    precision: torch.dtype, kind: MaskKind
+) -> None:
+    names = tuple(name for name, entry in MEASURES.items() if entry.needs in ("singular_values", "attention"))
+    for operator in captured(precision, kind):
+        found = spectrum(operator, measures=names, precision=precision)
+        matrix, allowed, n = applied(operator), operator.allowed(), operator.rows
+        values = singular_values(matrix, method="svd", workers=1).values
+        for name, value in found.measures.items():
+            of_values = MEASURES[name].needs == "singular_values"
+            given = (values, n, n, found.floor_arithmetic) if of_values else (matrix, allowed)
+            distance, error = (MEASURES[name].compute(*given) - value).abs(), found.errors[name]
+            assert bool(((distance <= error) | error.isnan() | distance.isnan()).all()), name
+
+
+# The arithmetic floor, against many digits.
+
+
+ZOO = {
+    "causal": matrices.attention("causal", 14, std=2.0),
+    "bidirectional": matrices.attention("bidirectional", 14, std=0.1),
+    "prefix": matrices.attention("prefix", 14, std=1.0),
+    "backward": matrices.attention("backward", 14, std=4.0),
+    "sink": matrices.sink("causal", 14, position=4, strength=20.0),
+    "uniform": matrices.uniform("bidirectional", 14),
+    "rank one": matrices.rank_one(14, 9),
+    "geometric": matrices.geometric(14, 1e-2),
+    "tall": matrices.gaussian(17, 6),
+    "tiny": 1e-200 * matrices.gaussian(8, 8),
+}
+
+
+@pytest.mark.parametrize("method", ["svd", "gram"])
+@pytest.mark.parametrize("name", ZOO)
+def test_the_arithmetic_floor_bounds_the_error_of_every_value_against_forty_digits(method: str, name: str) -> None:
+    matrix = ZOO[name]
+    with mpmath.workdps(40):
+        exact = [float(value) for value in multiprecision.singular_values(multiprecision.numbers(matrix))]
+    found = singular_values(matrix, method=method, workers=1).values
+    floor = arithmetic_floor(method, *matrix.shape, torch.tensor(exact[0], dtype=torch.float64))
+    assert float((found - torch.tensor(exact, dtype=torch.float64)).abs().max()) < float(floor)
+
+
+@pytest.mark.parametrize("method", ["svd", "gram"])
+def test_the_arithmetic_floors_are_not_idle(method: str) -> None:
+    """The largest error over a few matrices comes within 1000 times of the floor."""
+    shares = []
+    for seed in range(3):
+        graded = matrices.prescribed(np.geomspace(1, 1e-9, 24), 24, 24, seed=seed)
+        for matrix in (matrices.rank_one(24, 24, seed=seed), graded):
+            with mpmath.workdps(30):
+                exact = [float(value) for value in multiprecision.singular_values(multiprecision.numbers(matrix))]
+            found = singular_values(matrix, method=method, workers=1).values.numpy()
+            floor = arithmetic_floor(method, 24, 24, torch.tensor(exact[0], dtype=torch.float64))
+            shares.append(np.abs(found - exact).max() / float(floor))
+    assert max(shares) > 1e-3
