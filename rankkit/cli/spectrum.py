@@ -189,7 +189,8 @@ def measure_and_report(
     peak = _peak_bytes() / 2**20
     output.say(f"\n{plan.matrices:,} matrices in {elapsed:.0f} s, peak memory {peak:.0f} MiB")
     output.say(f"file: {path}")
-    output.say("figures: " + ", ".join(str(figure) for figure in figures if figure.suffix == ".png"))
+    pictures = [figure for figure in figures if figure.suffix == ".png"]
+    output.say(f"figures: {len(pictures)} in {path.parent / 'figures'}, such as {pictures[0].name}")
     if next_step:
         output.say(f"next: rankkit inspect {shlex.quote(str(path))} --verify")
     return {

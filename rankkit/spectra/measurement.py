@@ -85,7 +85,7 @@ def chosen_method(method: MethodName, rows: int, columns: int, memory_budget: in
     if method != "auto":
         return method, "asked for"
     needed = COPIES * rows * columns * 8
-    facts = f"one {rows} x {columns} matrix takes {needed >> 20} MiB of {memory_budget >> 20}"
+    facts = f"a {rows} x {columns} matrix with its working copies takes {needed / 2**20:.3g} MiB of {memory_budget / 2**20:.3g}"
     if needed <= memory_budget:
         return "exact", f"auto: {facts}"
     return "matrix-free", f"auto: {facts}"
