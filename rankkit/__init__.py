@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from rankkit import data
     from rankkit.errors import RankkitError
     from rankkit.hooks import capture
-    from rankkit.masks import Backward, Bidirectional, Causal, Mask, MaskKind, Prefix
+    from rankkit.masks import Backward, Bidirectional, Causal, Cross, Mask, MaskKind, Prefix
     from rankkit.operators import AttentionOperator
     from rankkit.spectra import spectrum
-    from rankkit.studies import compare_losses, load_model, measure_run, open_run, train_pair
+    from rankkit.studies import compare_losses, functional_rank, load_model, measure_run, open_run, train_pair
     from rankkit.training import presets
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Backward",
     "Bidirectional",
     "Causal",
+    "Cross",
     "Mask",
     "MaskKind",
     "Prefix",
@@ -32,6 +33,7 @@ __all__ = [
     "capture",
     "compare_losses",
     "data",
+    "functional_rank",
     "load_model",
     "measure_run",
     "open_run",
@@ -45,12 +47,14 @@ _HOMES = {
     "Backward": "rankkit.masks",
     "Bidirectional": "rankkit.masks",
     "Causal": "rankkit.masks",
+    "Cross": "rankkit.masks",
     "Mask": "rankkit.masks",
     "MaskKind": "rankkit.masks",
     "Prefix": "rankkit.masks",
     "RankkitError": "rankkit.errors",
     "capture": "rankkit.hooks",
     "compare_losses": "rankkit.studies",
+    "functional_rank": "rankkit.studies",
     "load_model": "rankkit.studies",
     "measure_run": "rankkit.studies",
     "open_run": "rankkit.studies",
