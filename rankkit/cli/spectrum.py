@@ -206,6 +206,7 @@ def measure_and_report(
 def _show(found: Measured, path: Path, output: Output) -> dict[str, Any]:
     """Tables and sentences; the same as plain values."""
     from rankkit.cli.functional_table import functional_as_dict, show_functional
+    from rankkit.cli.reference_table import show_baselines, show_errors, show_layer_outputs
     from rankkit.cli.spectrum_table import (
         decomposition_as_dict,
         show_companions,
@@ -214,16 +215,21 @@ def _show(found: Measured, path: Path, output: Output) -> dict[str, Any]:
     )
 
     split = found.decomposition
+    measures = next(iter(found.values.values())).measures
+    headline = "effective_rank" if "effective_rank" in measures else next(iter(measures))
     if split is None:
         output.say("No gap to split: the run has no causal and prefix arm with the same objective.")
     else:
-        headline = "effective_rank" if "effective_rank" in split.measures else split.measures[0]
+        headline = headline if headline in split.measures else split.measures[0]
         show_decomposition(split, headline, output)
         if len(found.by_step) > 1:
             show_training(list(found.by_step.values()), headline, output)
         show_companions(split, output)
+    show_baselines(path, headline, output)
+    show_layer_outputs(path, output)
     for line in _quality(path, found):
         output.say(line)
+    show_errors(path, headline, output)
     if found.functional is not None:
         show_functional(found.functional, output)
     return {

@@ -250,6 +250,7 @@ def decomposition_as_dict(found: Decomposition) -> dict[str, Any]:
         "arms": {"causal": found.arms[0], "prefix": found.arms[1]},
         "step": found.step,
         "seeds": found.seeds,
+        "definitions": {measure: _definition(measure) for measure in found.measures},
         "measures": {measure: [_row_as_dict(row) for row in rows] for measure, rows in found.rows.items()},
     }
 

@@ -1,0 +1,103 @@
+"""Tables beside the closing one: what a rank is held against, and the rank of whole layers. Read from the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rankkit.cli.console import Output, new_table
+from rankkit.statistics import Interval, mean_interval
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["show_baselines", "show_errors", "show_layer_outputs"]
+
+Array = NDArray[np.float64]
+
+_OUTPUT: Final = "layer_output_effective_rank"
+
+
+def show_baselines(path: Path, measure: str, output: Output) -> None:
+    """The measure of every arm and baseline by region: means over trained layers, heads and sequences."""
+    from rankkit.spectra.baselines import BASELINE_DEFINITIONS
+    from rankkit.store import describe, read_group
+
+    groups = describe(path)
+    if not groups.baselines:
+        return
+    names = list(dict.fromkeys(group.baseline for group in groups.baselines if group.baseline is not None))
+    arms = {group.name: read_group(path, group.name) for group in groups.groups}
+    table = new_table(
+        f"{_spoken(measure)} of the arms and what they are held against", ["region", "arm", "own", *names]
+    )
+    for region in map(str, next(iter(arms.values()))["region"]):
+        for arm, own in arms.items():
+            values = [_of_region(own, measure, region)]
+            values += [_of_region(read_group(path, f"baselines/{name}/{arm}"), measure, region) for name in names]
+            table.add_row(region.replace("_", " "), arm, *values, end_section=arm == list(arms)[-1])
+    output.table(table)
+    output.say("± = half of the 95% interval over seeds; a baseline without seeds of its own has none.")
+    for name in names:
+        output.say(f"{name} = {BASELINE_DEFINITIONS[name]}.")
+
+
+def _of_region(group: Mapping[str, NDArray[Any]], measure: str, region: str) -> str:
+    """Mean over trained layers, sequences and heads under the own mask at the last step, over seeds."""
+    index = [str(name) for name in group["region"]].index(region)
+    trained = group["untrained"][index] == 0
+    if not trained.any():
+        return "-"
+    values = group[measure][:, -1, index, 0][:, :, trained]
+    known = np.isfinite(values)
+    if not known.any():
+        return "-"
+    by_seed = np.array([seed[mask].mean() for seed, mask in zip(values, known, strict=True) if mask.any()])
+    return _shown(mean_interval(by_seed, kind="t over seeds"))
+
+
+def show_layer_outputs(path: Path, output: Output) -> None:
+    """Effective rank of what each layer adds to the residual stream, by arm, with their paired difference."""
+    from rankkit.store import describe, read_group
+
+    arms = {group.name: read_group(path, group.name) for group in describe(path).groups}
+    if any(_OUTPUT not in group for group in arms.values()):
+        return
+    by_layer = {arm: np.nanmean(group[_OUTPUT][:, -1], axis=1) for arm, group in arms.items()}  # seed layer
+    first, *others = by_layer
+    pairs = [f"{first} - {other}" for other in others]
+    table = new_table("effective rank of each layer's output, sum_h A_h X W_V^h W_O^h", ["layer", *by_layer, *pairs])
+    for index, layer in enumerate(next(iter(arms.values()))["layer"].tolist()):
+        own = [_shown(mean_interval(values[:, index], kind="t over seeds")) for values in by_layer.values()]
+        gaps = [_shown(mean_interval(by_layer[first][:, index] - by_layer[other][:, index]), "+") for other in others]
+        table.add_row(str(layer), *own, *gaps)
+    output.table(table)
+    output.say("The rank of a layer is not that of its heads: heads of low rank may write into different directions.")
+
+
+def show_errors(path: Path, measure: str, output: Output) -> None:
+    """How far both noise floors may have moved the measure of one matrix."""
+    from rankkit.store import describe, read_group
+
+    for group in describe(path).groups:
+        errors = read_group(path, group.name).get(f"{measure}_error")
+        if errors is not None and np.isfinite(errors).any():
+            output.say(
+                f"{group.name}: the floors may have moved one matrix's {_spoken(measure)} by {np.nanmedian(errors):.2g} "
+                f"(median), {np.nanmax(errors):.2g} at most"
+            )
+
+
+def _shown(interval: Interval, sign: str = "") -> str:
+    if np.isnan(interval.mean):
+        return "-"
+    if np.isnan(interval.half_width):
+        return f"{interval.mean:{sign}.1f}"
+    return f"{interval.mean:{sign}.1f} ± {interval.half_width:.1f}"
+
+
+def _spoken(measure: str) -> str:
+    return measure.replace("_", " ")
