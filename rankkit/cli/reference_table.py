@@ -31,16 +31,14 @@ def show_baselines(path: Path, measure: str, output: Output) -> None:
         return
     names = list(dict.fromkeys(group.baseline for group in groups.baselines if group.baseline is not None))
     arms = {group.name: read_group(path, group.name) for group in groups.groups}
-    table = new_table(
-        f"{_spoken(measure)} of the arms and what they are held against", ["region", "arm", "own", *names]
-    )
     for region in map(str, next(iter(arms.values()))["region"]):
+        table = new_table(f"{region.replace('_', ' ')}: {_spoken(measure)} and baselines", ["arm", "own", *names])
         for arm, own in arms.items():
             values = [_of_region(own, measure, region)]
             values += [_of_region(read_group(path, f"baselines/{name}/{arm}"), measure, region) for name in names]
-            table.add_row(region.replace("_", " "), arm, *values, end_section=arm == list(arms)[-1])
-    output.table(table)
-    output.say("± = half of the 95% interval over seeds; a baseline without seeds of its own has none.")
+            table.add_row(arm, *values)
+        output.table(table)
+    output.say("Means over trained layers, heads and sequences; ± = half of the 95% interval over seeds.")
     for name in names:
         output.say(f"{name} = {BASELINE_DEFINITIONS[name]}.")
 
@@ -69,13 +67,16 @@ def show_layer_outputs(path: Path, output: Output) -> None:
     by_layer = {arm: np.nanmean(group[_OUTPUT][:, -1], axis=1) for arm, group in arms.items()}  # seed layer
     first, *others = by_layer
     pairs = [f"{first} - {other}" for other in others]
-    table = new_table("effective rank of each layer's output, sum_h A_h X W_V^h W_O^h", ["layer", *by_layer, *pairs])
+    table = new_table("layer outputs: effective rank", ["layer", *by_layer, *pairs])
     for index, layer in enumerate(next(iter(arms.values()))["layer"].tolist()):
         own = [_shown(mean_interval(values[:, index], kind="t over seeds")) for values in by_layer.values()]
         gaps = [_shown(mean_interval(by_layer[first][:, index] - by_layer[other][:, index]), "+") for other in others]
         table.add_row(str(layer), *own, *gaps)
     output.table(table)
-    output.say("The rank of a layer is not that of its heads: heads of low rank may write into different directions.")
+    output.say(
+        "Of sum_h A_h X W_V^h W_O^h, what a layer adds to the residual stream. It is not the rank of its heads: heads of low "
+        "rank may write into different directions."
+    )
 
 
 def show_errors(path: Path, measure: str, output: Output) -> None:
