@@ -74,8 +74,8 @@ def show_layer_outputs(path: Path, output: Output) -> None:
         table.add_row(str(layer), *own, *gaps)
     output.table(table)
     output.say(
-        "Of sum_h A_h X W_V^h W_O^h, what a layer adds to the residual stream. It is not the rank of its heads: heads of low "
-        "rank may write into different directions."
+        "Of sum_h A_h X W_V^h W_O^h, what a layer adds to the residual stream. It is not the rank of its heads:\n"
+        "    heads of low rank may write into different directions."
     )
 
 
