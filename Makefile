@@ -34,8 +34,11 @@ format: $(VENV)/ready-dev
 bench: $(VENV)/ready-dev
 	$(BIN)/python kernels/benchmarks/singular_values.py
 	$(BIN)/python kernels/benchmarks/attention.py
+	$(BIN)/python kernels/benchmarks/adjoint.py
 	$(BIN)/python experiments/benchmarks/training_step.py
 	$(BIN)/python experiments/benchmarks/capture.py
+	$(BIN)/python experiments/benchmarks/matrix_free.py
+	$(BIN)/python experiments/benchmarks/matrix_free.py --svds
 
 # torch first and through the constraints; its own line is dropped from them when TORCH names another version.
 $(VENV)/ready: pyproject.toml constraints.txt
