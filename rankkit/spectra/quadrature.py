@@ -169,7 +169,7 @@ def probe(
     largest = float(leading.values[0, 0])
     if not largest > 0:
         return
-    recurrence = _Recurrence(operator, leading, probes, seed)
+    recurrence = _Recurrence(operator, leading, probes, steps, seed)
     checks = _checks(steps)
     for step in range(1, steps + 1):
         if recurrence.rest > 0:
@@ -193,7 +193,7 @@ def _checks(steps: int) -> frozenset[int]:
 class _Recurrence:
     """Three-term Lanczos on P B P for all probes at once, on the shorter side of A."""
 
-    def __init__(self, operator: Operator, leading: Leading, probes: int, seed: int) -> None:
+    def __init__(self, operator: Operator, leading: Leading, probes: int, steps: int, seed: int) -> None:
         assert leading.left is not None
         assert leading.right is not None
         self.operator, self.wide = operator, operator.columns > operator.rows
@@ -210,8 +210,9 @@ class _Recurrence:
         self.masses = norms.square()
         self.vector = torch.where(norms > 0, start / norms, 0.0)
         self.previous = torch.zeros_like(start)
-        self.diagonal: list[Tensor] = []
-        self.coupling: list[Tensor] = []
+        # Filled in step by step: small results kept between large temporaries would pin them all.
+        self.diagonal, self.coupling = (start.new_zeros(probes, max(2, steps)) for _ in range(2))
+        self.steps = 0
 
     def _project(self, x: Tensor) -> Tensor:
         return x - self.vectors @ (self.vectors.mT @ x)
@@ -229,23 +230,23 @@ class _Recurrence:
         half, whole = self._product(self.vector)
         diagonal = half.square().sum(dim=0) / self.unit
         following = self._project(whole) / self.unit - diagonal * self.vector
-        if self.coupling:
-            following -= self.coupling[-1] * self.previous
+        if self.steps:
+            following -= self.coupling[:, self.steps - 1] * self.previous
         coupling = torch.linalg.vector_norm(following, dim=0)
         coupling = coupling.where(~(coupling <= BREAKDOWN), 0.0)
         self.finite = bool(coupling.isfinite().all())
         self.previous = self.vector
         self.vector = torch.where(coupling > 0, following / coupling, 0.0)  # once closed, all that follows is 0
-        self.diagonal.append(diagonal)
-        self.coupling.append(coupling)
-        self.closed = bool((coupling == 0).all()) or len(self.diagonal) >= 2 * self.rest + 2
+        self.diagonal[:, self.steps], self.coupling[:, self.steps] = diagonal, coupling
+        self.steps += 1
+        self.closed = bool((coupling == 0).all()) or self.steps >= 2 * self.rest + 2
 
     def seen(self, leading: Leading, energy: float | None) -> Probed:
         values, residuals = leading.values[0], leading.residuals[0]
         largest = float(values[0])
         left = torch.cat([values[~self.taken], leading.missed_bound.clamp(min=0)])
         edge = float(left.max() + torch.linalg.vector_norm(residuals[~self.taken])) / largest
-        empty = self.masses.new_zeros(2, len(self.masses))
+        taken = max(self.steps, 2) if self.rest == 0 else self.steps  # zeros where nothing is left
         return Probed(
             size=min(self.operator.rows, self.operator.columns),
             largest=largest,
@@ -254,6 +255,6 @@ class _Recurrence:
             edge=min(edge, 1.0 + float(residuals[0]) / largest),
             energy=None if energy is None else energy / self.unit,
             masses=self.masses.cpu(),
-            diagonal=(torch.stack(self.diagonal) if self.diagonal else empty).cpu().mT.contiguous(),
-            coupling=(torch.stack(self.coupling) if self.coupling else empty).cpu().mT.contiguous(),
+            diagonal=self.diagonal[:, :taken].cpu().clone(),
+            coupling=self.coupling[:, :taken].cpu().clone(),
         )
