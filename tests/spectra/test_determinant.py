@@ -51,6 +51,21 @@ def test_log_abs_det_is_right_where_numpy_is_not() -> None:
     assert abs(np.log(np.linalg.svd(matrix, compute_uv=False)).sum() - expected) > 1
 
 
+@pytest.mark.parametrize("mask", [Causal(), Prefix(9), Bidirectional()], ids=str)
+def test_the_bound_knows_of_large_logits_that_cancel(mask: Mask) -> None:
+    """All logits raised by 1e8: the matrix is what it was, its entries are right to 1e-8 only."""
+    op = operator(mask)
+    shifted = AttentionOperator(
+        query=torch.cat([op.query, torch.full((N, 1), 2e4, dtype=torch.float64)], dim=1),
+        key=torch.cat([op.key, torch.full((N, 1), 1e4, dtype=torch.float64)], dim=1),
+        mask=mask,
+        scale=0.5,
+    )
+    found, expected = log_abs_det(shifted), float(log_abs_det(op).value)
+    error = abs(float(found.value) - expected)
+    assert 1e-10 < error <= float(found.bound) < UNRESOLVED_FROM
+
+
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 3), (0,), (2, 0)])
 def test_leading_axes_come_back(shape: tuple[int, ...]) -> None:
     op = operator(Prefix(9), *shape)

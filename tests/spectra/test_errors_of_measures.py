@@ -15,6 +15,8 @@ from torch import Tensor
 from rankkit.masks import Bidirectional, Causal
 from rankkit.operators import AttentionOperator
 from rankkit.spectra.measures import MEASURES
+from rankkit.spectra.measures.errors_of_singular_values import moved_numerical_rank, moved_share_rank
+from rankkit.spectra.measures.off_diagonal_blocks import moved_off_diagonal_block_rank
 from rankkit.spectra.triangular import log10_smallest_singular_value
 
 OF_VALUES = {name: entry for name, entry in MEASURES.items() if entry.needs == "singular_values"}
@@ -164,6 +166,35 @@ def test_a_second_value_that_may_be_noise_has_no_ratio() -> None:
     assert float(error[0]) == pytest.approx(1.01 / 0.29 - 1 / 0.3, rel=1e-9)
     assert float(error[1]) == math.inf
     assert bool(error[2].isnan())
+
+
+def test_counts_move_by_what_is_worked_out_by_hand() -> None:
+    delta = torch.tensor(0.02, dtype=torch.float64)
+    values = torch.tensor([1.0, 0.52, 0.48], dtype=torch.float64)
+    # Above half of sigma_1: 2; at most 0.54 and 0.50 above 0.49: 3; at least 0.50 above 0.51: 1.
+    assert float(moved_numerical_rank(values, delta, tolerance=torch.tensor(0.5))) == 1
+    assert float(moved_numerical_rank(values, delta / 4, tolerance=torch.tensor(0.5))) == 0
+    mass = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    # Shares of the first two: 0.8 as they are, between 0.78 / 0.99 and 0.82 / 1.01 when moved.
+    for fraction, error in ((0.79, 1), (0.805, 1), (0.77, 0), (0.83, 0)):
+        assert float(moved_share_rank(mass, delta / 2, fraction=fraction, power=1)) == error, fraction
+
+
+def test_a_block_rank_moves_with_its_smallest_counted_value() -> None:
+    matrix = torch.eye(16, dtype=torch.float64)
+    matrix[8, 0], matrix[9, 1] = 0.5, 0.1
+    for eta, error in ((0.01, 0), (0.2, 8)):  # 8: zeros may count as well
+        assert float(moved_off_diagonal_block_rank(matrix, torch.tensor(eta), tolerance=0.05)) <= error
+    assert float(moved_off_diagonal_block_rank(matrix, torch.tensor(0.2), tolerance=0.05)) > 0
+
+
+def test_the_rank_one_residual_moves_by_its_formula() -> None:
+    entry, matrix = MEASURES["rank_one_residual"], torch.from_numpy(matrices.attention("causal", 9))
+    visible, residual = torch.ones(9, 9, dtype=torch.bool), float(MEASURES["rank_one_residual"].compute(matrix, None))
+    for eta in (1e-3, 0.5):
+        error = float(entry.error(matrix, visible, torch.tensor(eta, dtype=torch.float64)))
+        assert error == pytest.approx(eta * (1 + residual) / (1 - eta), rel=1e-12)
+    assert float(entry.error(matrix, visible, torch.tensor(1.0))) == math.inf
 
 
 def test_what_has_no_known_bound_says_nan() -> None:

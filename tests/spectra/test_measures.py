@@ -333,6 +333,14 @@ def test_linear_attention_has_off_diagonal_rank_of_its_state_and_softmax_more(st
     assert float(measures.off_diagonal_block_rank(causal(64, std=2.0))) > 8
 
 
+@pytest.mark.parametrize("split", range(2, 16, 2))
+def test_off_diagonal_rank_looks_at_seven_splits(split):
+    """Two entries that only the block A[split:, :split] holds both of."""
+    matrix = torch.eye(16)
+    matrix[split, split - 1], matrix[split + 1, split - 2] = 0.5, 0.5
+    assert float(measures.off_diagonal_block_rank(matrix)) == 2
+
+
 def test_upper_triangles_have_the_off_diagonal_rank_of_their_transposes():
     batch = torch.stack([causal(24, seed=1), causal(24, seed=1).mT, linear_attention(24, 2)])
     found = measures.off_diagonal_block_rank(batch).tolist()

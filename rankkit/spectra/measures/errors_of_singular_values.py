@@ -6,11 +6,10 @@ its first-order bound,
 
     delta sum_i |d measure / d sigma_i|,
 
-with each derivative taken at max(sigma_i, delta), where the logarithm's is finite, and at four corners of the box of
-spectra within delta, the largest of the five; and never less than the change at those corners. Two of them move every
-value the way that its derivative points: the extremes of a measure that is monotone in every value. Two move every
-other value up and the rest down: a flat spectrum has no derivative but can be spread. It is a first-order bound, neither
-proven beyond that nor met exceeded.
+with the derivatives taken at max(sigma_i, delta), where the logarithm's are finite; and never less than its change at four
+spectra within delta. Two of them move every value the way that its derivative points: the extremes of a measure that is
+monotone in every value. Two move every other value up and the rest down: a flat spectrum has no derivative but can be
+spread. That is a first-order bound, not proven beyond; no perturbation of 1e-2 sigma_1 or less was found to exceed it.
 
 All return "...", float64, at least 0; nan where the measure or delta is nan.
 """
@@ -48,11 +47,9 @@ def moved(measure: Callable[[Tensor], Tensor], singular_values: Tensor, delta: T
         sigma, step = singular_values.detach().to(torch.float64), delta.detach().to(torch.float64).unsqueeze(-1)
         value = measure(sigma)
         slope = _gradient(measure, sigma, step)
+        first_order = (step * slope.abs()).where(step > 0, 0.0).nan_to_num(nan=0.0).sum(dim=-1)
         moves = [way * step * sign for sign in (slope.sign(), _alternating(sigma)) for way in (1, -1)]
-        corners = [(sigma + move).clamp(min=0.0) for move in moves]
-        steepest = torch.stack([slope, *(_gradient(measure, corner, step) for corner in corners)]).abs().amax(dim=0)
-        first_order = (step * steepest).where(step > 0, 0.0).nan_to_num(nan=0.0).sum(dim=-1)
-        change = torch.stack([(measure(corner) - value).abs() for corner in corners]).amax(dim=0)
+        change = torch.stack([(measure((sigma + move).clamp(min=0.0)) - value).abs() for move in moves]).amax(dim=0)
         rounding = components(sigma) * _EPS * value.abs()
         return torch.maximum(first_order, change) + rounding
 
