@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, cast
 
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from rankkit.errors import ConfigurationError
-from rankkit.operators import DenseOperator, Operator
+from rankkit.operators import AttentionOperator, DenseOperator, Operator, SumOperator
 from rankkit.spectra.exact import COPIES, DEFAULT_MEMORY_BUDGET, ExactMethod, exact_spectrum
 from rankkit.spectra.measures import DEFAULT_MEASURES, MEASURES, Measure
 from rankkit.spectra.result import Spectrum
@@ -85,10 +87,9 @@ def chosen_method(method: MethodName, rows: int, columns: int, memory_budget: in
     if method != "auto":
         return method, "asked for"
     needed = COPIES * rows * columns * 8
-    facts = f"a {rows} x {columns} matrix with its working copies takes {needed / 2**20:.3g} MiB of {memory_budget / 2**20:.3g}"
-    if needed <= memory_budget:
-        return "exact", f"auto: {facts}"
-    return "matrix-free", f"auto: {facts}"
+    size, budget = (f"{count / 2**20:.3g}" for count in (needed, memory_budget))
+    rule = f"auto: a {rows} x {columns} matrix with its working copies takes {size} MiB of {budget}"
+    return ("exact" if needed <= memory_budget else "matrix-free"), rule
 
 
 def spectrum(
@@ -113,8 +114,8 @@ def spectrum(
             `matrix-free` (leading values and brackets, from products in O(n) memory), or `auto` (see `chosen_method`).
         matrix_free: how far an estimate goes.
         precision: dtype in which a model applied its attention, for `floor_model`.
-        workers: threads; the available cores by default. Results do not depend on it.
-        memory_budget: bytes for dense matrices at any time; an exact method always works on at least one matrix.
+        workers: threads, or matrices estimated at a time; the available cores by default. Results do not depend on it.
+        memory_budget: bytes for dense matrices, or for estimates, at any time; one matrix at least is always worked on.
         on_progress: told the finished share of an estimate, 0 to 1.
 
     Returns:
@@ -124,7 +125,7 @@ def spectrum(
     Raises:
         ConfigurationError: an unknown measure or method.
     """
-    operator = matrix if isinstance(matrix, Operator) else DenseOperator(matrix=matrix)
+    operator = _marked(matrix if isinstance(matrix, Operator) else DenseOperator(matrix=matrix))
     chosen = check_measures(measures)
     usable, unavailable = switched_off(chosen, operator.structure)
     found, rule = chosen_method(method, operator.rows, operator.columns, memory_budget)
@@ -133,7 +134,7 @@ def spectrum(
 
         estimated = matrix_free_spectrum(
             operator, measures=usable, config=matrix_free or MatrixFreeConfig(), precision=precision, rule=rule,
-            on_progress=on_progress,
+            workers=workers, memory_budget=memory_budget, on_progress=on_progress,
         )  # fmt: skip
         return replace(estimated, unavailable={**unavailable, **estimated.unavailable})
     exact = exact_spectrum(
@@ -141,6 +142,45 @@ def spectrum(
         memory_budget=memory_budget, rule=rule,
     )  # fmt: skip
     return replace(exact, unavailable=unavailable)
+
+
+def _marked(operator: Operator) -> Operator:
+    """The same matrices, those that hold something that is not finite nan throughout.
+
+    Beside an infinite entry may stand others that measures refuse, because a batch has the structure of its finite matrices
+    alone; an infinite factor leaves no bound of what rounding did. Padding may hold anything.
+    """
+    if isinstance(operator, SumOperator):
+        return replace(operator, terms=tuple((weight, _marked(term)) for weight, term in operator.terms))
+    if isinstance(operator, DenseOperator):
+        broken = ~_is_finite(operator.matrix)
+        return replace(operator, matrix=_as_nan(operator.matrix, broken)) if bool(broken.any()) else operator
+    if not isinstance(operator, AttentionOperator):
+        return operator
+    query, key = _without_padding(operator)
+    broken = ~(_is_finite(query) & _is_finite(key))
+    return replace(operator, query=_as_nan(query, broken) if bool(broken.any()) else query, key=key)
+
+
+def _without_padding(operator: AttentionOperator) -> tuple[Tensor, Tensor]:
+    """Query and key with zeros for padding."""
+    padding = operator.rows - operator.mask.visible_length(operator.rows)
+    if padding == 0:
+        return operator.query, operator.key
+    query, key = (
+        F.pad(factor[..., : factor.shape[-2] - padding, :], (0, 0, 0, padding))
+        for factor in (operator.query, operator.key)
+    )
+    return query, key
+
+
+def _is_finite(matrices: Tensor) -> Tensor:
+    """Of each matrix "... row column": "..."."""
+    return matrices.isfinite().all(dim=-1).all(dim=-1)
+
+
+def _as_nan(matrices: Tensor, chosen: Tensor) -> Tensor:
+    return matrices.masked_fill(rearrange(chosen, "... -> ... 1 1"), torch.nan)
 
 
 def switched_off(measures: Sequence[Measure], structure: Collection[str]) -> tuple[tuple[Measure, ...], dict[str, str]]:
