@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Final
 
 import numpy as np
@@ -28,7 +29,7 @@ from rankkit.studies.run import Run
 from rankkit.studies.same_mask import SameMask, same_mask
 from rankkit.training.config import ArmConfig, Objective
 
-__all__ = ["EFFECTS", "Decomposition", "Row", "decompose", "effects", "untrained"]
+__all__ = ["EFFECTS", "Decomposition", "Row", "causal_and_prefix", "decompose", "effects", "untrained"]
 
 EFFECTS: Final = ("gap", "mask_effect", "learned_effect", "interaction")
 
@@ -179,14 +180,13 @@ def effects(causal_own: Array, causal_swapped: Array, prefix_own: Array, prefix_
     }
 
 
-def _pair(run: Run) -> tuple[str, str] | None:
-    """The first causal and the first prefix arm that share an objective."""
-    for causal in run.config.arms:
-        for prefix in run.config.arms:
-            one, other = run.config.arm(causal), run.config.arm(prefix)
-            masks = (one.model.mask, other.model.mask)
-            if masks == (MaskKind.CAUSAL, MaskKind.PREFIX) and one.train.objective == other.train.objective:
-                return causal, prefix
+def causal_and_prefix(run: Run) -> tuple[str, str] | None:
+    """The first causal and the first prefix arm that share an objective; None where the run has no such two."""
+    for causal, prefix in product(run.config.arms, repeat=2):
+        one, other = run.config.arm(causal), run.config.arm(prefix)
+        masks = (one.model.mask, other.model.mask)
+        if masks == (MaskKind.CAUSAL, MaskKind.PREFIX) and one.train.objective == other.train.objective:
+            return causal, prefix
     return None
 
 
@@ -219,7 +219,7 @@ def decompose(
     Raises:
         ConfigurationError: a bracket of another shape than its values, or upside down.
     """
-    pair = _pair(run)
+    pair = causal_and_prefix(run)
     if pair is None or not values[pair[0]].keys() - set(_NAMES_OF_KEYS):
         return None
     config = run.config.arm(pair[0])

@@ -31,6 +31,7 @@ from rankkit.operators import AttentionOperator
 from rankkit.spectra.exact import DEFAULT_MEMORY_BUDGET
 from rankkit.spectra.truncated import COPIES, Triplets, cut_product, singular_triplets
 from rankkit.studies.certificate import build_certificate, certificate_problems
+from rankkit.studies.decomposition import causal_and_prefix
 from rankkit.studies.functional import CUTS, SCOPES, ArmCuts, Array, FunctionalRank, Scope
 from rankkit.studies.measure_config import MeasureConfig
 from rankkit.studies.measure_plan import MeasurementInterruptedError, plan_measurement
@@ -229,18 +230,8 @@ def functional_rank(
         prefix_length=plan.prefix_length,
         documents=plan.documents,
         arms=tuple(sweep.arm(name) for name in names),
-        pair=_pair(run),
+        pair=causal_and_prefix(run),
     )
-
-
-def _pair(run: Run) -> tuple[str, str] | None:
-    """The first causal and the first prefix arm that share an objective."""
-    for one, other in product(run.config.arms, repeat=2):
-        causal, prefix = run.config.arm(one), run.config.arm(other)
-        masks = (causal.model.mask, prefix.model.mask)
-        if masks == (MaskKind.CAUSAL, MaskKind.PREFIX) and causal.train.objective == prefix.train.objective:
-            return one, other
-    return None
 
 
 def _load(run: Run, arm: str, seed: int) -> Transformer:
