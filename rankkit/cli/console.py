@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
 
@@ -21,18 +22,36 @@ __all__ = [
     "INTERRUPTED",
     "USAGE",
     "Output",
+    "Step",
     "command_line",
     "common_options",
     "guarded",
     "integers",
     "names",
     "new_table",
+    "plain",
 ]
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 """Exit codes: failed with one line that says what to do; wrong usage; interrupted, with the command that resumes."""
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Step(Protocol):
+    """How far something is."""
+
+    @property
+    def done(self) -> float:
+        """Of `total`."""
+
+    @property
+    def total(self) -> int:
+        """How much there is to do; it may change on the way."""
+
+    @property
+    def label(self) -> str:
+        """What is being done."""
 
 
 class Output:
@@ -61,6 +80,28 @@ class Output:
         if not self.quiet:
             click.echo(text, err=True)
 
+    @contextlib.contextmanager
+    def progress(self, total: int) -> Iterator[Callable[[Step], None]]:
+        """A bar on stderr while the context lasts, where there is somebody to see it.
+
+        Args:
+            total: how much there is to do, until a step says otherwise.
+
+        Yields:
+            What to tell every step.
+        """
+        if not self.live:
+            yield lambda step: None
+            return
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        words = TextColumn("{task.description}", markup=False)
+        with Progress(
+            words, BarColumn(bar_width=20), TaskProgressColumn(), TimeRemainingColumn(), console=self.err
+        ) as bar:
+            task = bar.add_task("measuring", total=total)
+            yield lambda step: bar.update(task, completed=step.done, total=step.total, description=step.label)
+
     def say(self, text: str = "") -> None:
         """A line of the result, on stdout unless that is for JSON."""
         if not self.as_json:
@@ -74,14 +115,15 @@ class Output:
     def result(self, value: Mapping[str, Any]) -> None:
         """The machine-readable result, printed only with --json; not-a-number becomes null."""
         if self.as_json:
-            click.echo(json.dumps(_finite(value), allow_nan=False))
+            click.echo(json.dumps(plain(value), allow_nan=False))
 
 
-def _finite(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """The same for JSON: tuples as lists, keys as texts, and null for a number that is not finite."""
     if isinstance(value, Mapping):
-        return {str(key): _finite(entry) for key, entry in value.items()}
+        return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
+        return [plain(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
@@ -103,9 +145,10 @@ def integers(text: str | None, option: str) -> tuple[int, ...] | None:
     numbers: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        last = last if dash else first
+        if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
             raise click.BadParameter(f"must be numbers such as 0,2,5-8, got {text!r}", param_hint=option)
-        numbers += range(int(first), int(last if dash else first) + 1)
+        numbers += range(int(first), int(last) + 1)
     return tuple(dict.fromkeys(numbers))
 
 

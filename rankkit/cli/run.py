@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
@@ -17,13 +16,13 @@ import click
 from rankkit.cli.console import (
     INTERRUPTED,
     Output,
-    _finite,
     command_line,
     common_options,
     device_option,
     examples,
     guarded,
     new_table,
+    plain,
 )
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
     from rankkit.studies.experiment import Experiment
     from rankkit.studies.findings import Finding
-    from rankkit.studies.measure import Progress as Step
     from rankkit.studies.random_logits import RandomLogits
 
 __all__ = ["command"]
@@ -90,7 +88,7 @@ def _random_logits(
     )
     started = perf_counter()
     try:
-        with interruption() as request, _progress(output, config.total) as advance:
+        with interruption() as request, output.progress(config.total) as advance:
             result = measure_random_logits(config, device=device, on_progress=advance, stop=request)
     except MeasurementInterruptedError as error:
         click.echo(f"Interrupted: {error}", err=True)
@@ -144,7 +142,7 @@ def _write(
     }
     with atomic_directory(folder) as temporary:
         write_text(temporary / DECLARATION, experiment.text)
-        write_json(temporary / "results.json", _finite({**facts, **found, "means": list(result.means())}))
+        write_json(temporary / "results.json", plain({**facts, **found, "means": list(result.means())}))
         rows = list(result.rows())
         with (temporary / "values.csv").open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
@@ -208,16 +206,3 @@ def _seeds(count: int) -> str:
 
 def _duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
-
-
-@contextlib.contextmanager
-def _progress(output: Output, total: int) -> Iterator[Callable[[Step], None]]:
-    if not output.live:
-        yield lambda step: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=output.err) as progress:
-        task = progress.add_task("measuring", total=total)
-        yield lambda step: progress.update(task, completed=step.done, description=step.label)

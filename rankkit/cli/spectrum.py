@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import resource
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -176,7 +175,7 @@ def measure_and_report(
     output.note(f"{plan.matrices:,} matrices, about {expected}")
     started = perf_counter()
     try:
-        with interruption() as request, _progress(output, plan.matrices) as advance:
+        with interruption() as request, output.progress(plan.matrices) as advance:
             found = measure_run(
                 run, config, path, device=device, command=command_line(), force=force, on_progress=advance, stop=request
             )
@@ -280,20 +279,6 @@ def _figures(found: Measured, path: Path) -> list[Path]:
     if found.functional is not None and {"all", "layer"} & set(found.functional.scopes):
         figures += draw_functional_rank(found.functional, folder)
     return figures
-
-
-@contextlib.contextmanager
-def _progress(output: Output, total: int) -> Iterator[Callable[[Any], None]]:
-    """A progress bar as a context manager that gives the callback."""
-    if not output.live:
-        yield lambda step: None
-        return
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=output.err) as progress:
-        task = progress.add_task("measuring", total=total)
-        yield lambda step: progress.update(task, completed=step.done, total=step.total, description=step.label)
 
 
 def _peak_bytes() -> int:
