@@ -199,7 +199,8 @@ class _Recurrence:
         self.operator, self.wide = operator, operator.columns > operator.rows
         size = min(operator.rows, operator.columns)
         values, residuals = leading.values[0], leading.residuals[0]
-        self.taken = residuals <= torch.minimum(values, DEFLATABLE * values[0])
+        certain = residuals <= torch.minimum(values, DEFLATABLE * values[0])
+        self.taken = certain.cumprod(dim=0).bool()  # those before the first that is not, so that the rest are smaller
         vectors = (leading.left if self.wide else leading.right)[0]
         self.vectors = vectors[:, self.taken.to(vectors.device)]
         self.rest = size - self.vectors.shape[1]
@@ -252,7 +253,7 @@ class _Recurrence:
             largest=largest,
             found=values[self.taken] / largest,
             displacement=2 * float(residuals[self.taken].sum()) / largest,
-            edge=min(edge, 1.0 + float(residuals[0]) / largest),
+            edge=edge,
             energy=None if energy is None else energy / self.unit,
             masses=self.masses.cpu(),
             diagonal=self.diagonal[:, :taken].cpu().clone(),
