@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rankkit.errors import MatchError
+from rankkit.errors import ConfigurationError, MatchError
 from rankkit.hooks.capture import capture
 from rankkit.hooks.factors import LayerFactors
 from rankkit.masks import Mask, MaskKind
@@ -26,20 +26,25 @@ from rankkit.store import SEQUENCES_PER_CHUNK, GroupWriter, Slab, SpectrumWriter
 from rankkit.studies.certificate import build_certificate, certificate_problems
 from rankkit.studies.decomposition import Decomposition, decompose
 from rankkit.studies.functional import FunctionalRank
-from rankkit.studies.functional_sweep import CutProgress, functional_rank
+from rankkit.studies.functional_sweep import CutProgress, FunctionalPlan, functional_rank, plan_functional_rank
 from rankkit.studies.measure_config import MeasureConfig
-from rankkit.studies.measure_plan import APPLIED, MeasurementInterruptedError, Plan, plan_measurement
+from rankkit.studies.measure_plan import (
+    APPLIED,
+    MeasurementInterruptedError,
+    Plan,
+    measured_part,
+    plan_measurement,
+)
 from rankkit.studies.run import Run
 from rankkit.studies.slabs import LAYER_MEASURES, group_layout, layer_slab, slab, write_functional
 from rankkit.training.checkpoints import load_model
 from rankkit.training.environment import environment, prepare_device
 
-__all__ = ["Measured", "MeasurementInterruptedError", "Progress", "measure_run"]
+__all__ = ["Measured", "MeasurementInterruptedError", "Progress", "measure_run", "plan_functional"]
 
 Array: TypeAlias = NDArray[np.float64]
 
 _ARM: Final = ""  # the group of the arm itself, beside its baselines
-_SWAPPED: Final = {MaskKind.CAUSAL: MaskKind.PREFIX, MaskKind.PREFIX: MaskKind.CAUSAL}
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +144,7 @@ def measure_run(
         RankkitError: as the parts raise; nothing was left behind.
     """
     plan = plan_measurement(run, config)
+    plan_functional(run, config)
     prepare_device(device, torch.get_num_threads())
     certificate = build_certificate(run)
     unmatched = certificate_problems(certificate)
@@ -161,16 +167,42 @@ def measure_run(
         found = Measured(plan=plan, values=measurement.values, by_step=by_step)
         _write_comparison(writer, found)
         if config.functional_scopes:
-            functional = _functional(run, config, plan, device, on_progress, stop)
+            functional = _functional(run, config, device, on_progress, stop)
             write_functional(writer, run, functional)
             found = replace(found, functional=functional)
     return found
 
 
+def plan_functional(run: Run, config: MeasureConfig) -> FunctionalPlan | None:
+    """What cutting attention would take; None where it was not asked for.
+
+    Raises:
+        ConfigurationError: ranks, samples or a prefix that this run does not have, or another length than its own.
+    """
+    if not config.functional_scopes:
+        return None
+    n = run.config.base.model.sequence_length
+    if config.sequence_length not in (None, n):
+        raise ConfigurationError(
+            f"sequence_length must be {n} (the run's) for functional rank, got {config.sequence_length}. Measure the two "
+            "one after the other."
+        )
+    return plan_functional_rank(run, **_functional_settings(config))
+
+
+def _functional_settings(config: MeasureConfig) -> dict[str, Any]:
+    return {
+        "ranks": config.functional_ranks,
+        "scopes": config.functional_scopes,
+        "samples": config.samples,
+        "prefix_length": config.prefix_length,
+        "memory_budget": config.memory_budget,
+    }
+
+
 def _functional(
     run: Run,
     config: MeasureConfig,
-    plan: Plan,
     device: torch.device,
     on_progress: Callable[[Progress], None],
     stop: Callable[[], bool],
@@ -178,18 +210,8 @@ def _functional(
     def tell(step: CutProgress) -> None:
         on_progress(Progress(step.done, step.total, f"functional rank: {step.label}"))
 
-    return functional_rank(
-        run,
-        ranks=config.functional_ranks,
-        scopes=config.functional_scopes,
-        samples=config.samples,
-        prefix_length=config.prefix_length,
-        device=device,
-        workers=config.workers,
-        memory_budget=config.memory_budget,
-        on_progress=tell,
-        stop=stop,
-    )
+    settings = _functional_settings(config)
+    return functional_rank(run, **settings, device=device, workers=config.workers, on_progress=tell, stop=stop)
 
 
 def _decompositions(run: Run, plan: Plan, values: Mapping[str, Values]) -> Iterator[tuple[int, Decomposition]]:
@@ -306,10 +328,10 @@ class _Measurement:
         where: dict[str, int | slice] = {"seed": place.seed_index, "step": step, "sequence": rows, "layer": layer}
         applied = APPLIED if name == _ARM else ("own",)
         for (r, region), (a, mask) in product(enumerate(self._plan.regions), enumerate(applied)):
-            operator = self._operator(own, region, mask, kind)
+            operator = measured_part(own, region, mask, kind, self._plan.prefix_length)
             label = f"{place.arm}, seed {place.seed}, step {place.step}, layer {factors.layer}{name and f', {name}'}"
             names = self._matrix_names(place, factors.layer, region, rows)
-            taken = slab(self._measured(operator, name, label, names), self._config.measures)
+            taken = slab(self._measured(operator, name, label, names), self._config.measures, operator.size)
             group.write({**where, "region": r, "applied_mask": a}, taken)
             if name == _ARM:
                 self.values[place.arm].fill(taken, (place.seed_index, step, r, a, rows, layer))
@@ -324,13 +346,6 @@ class _Measurement:
             f"{place.arm} seed {place.seed} step {place.step} {region} layer {layer} sequence {sequence} head {head}"
             for sequence, head in product(range(len(self._plan.sequences))[rows], self._plan.heads)
         ]
-
-    def _operator(self, own: AttentionOperator, region: str, applied: str, kind: MaskKind) -> AttentionOperator:
-        mask: Mask = own.mask if applied == "own" else _SWAPPED[kind].at(self._plan.prefix_length)
-        operator = own.with_mask(mask)
-        if region.startswith("prefix_block"):
-            operator = operator.leading(self._plan.prefix_length)
-        return operator.without_first_key() if region.endswith("first_key_removed") else operator
 
     def _measured(self, operator: AttentionOperator, name: str, label: str, names: list[str]) -> Spectrum:
         """The spectrum of an operator, or of a baseline made from it."""

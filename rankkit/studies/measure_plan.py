@@ -14,15 +14,16 @@ from numpy.typing import NDArray
 
 from rankkit.data.evaluation import evaluation_sequences
 from rankkit.errors import ConfigurationError, RankkitError, RunError
-from rankkit.masks import Causal
+from rankkit.masks import Causal, MaskKind
 from rankkit.operators import AttentionOperator
 from rankkit.spectra import MethodName, chosen_method, expected_products, spectrum
 from rankkit.studies.measure_config import MeasureConfig
 from rankkit.studies.run import Run
 
-__all__ = ["APPLIED", "MeasurementInterruptedError", "Plan", "expected_seconds", "plan_measurement"]
+__all__ = ["APPLIED", "MeasurementInterruptedError", "Plan", "expected_seconds", "measured_part", "plan_measurement"]
 
 APPLIED: Final = ("own", "swapped")
+_SWAPPED: Final = {MaskKind.CAUSAL: MaskKind.PREFIX, MaskKind.PREFIX: MaskKind.CAUSAL}
 DEFAULT_SAMPLES: Final = 32  # means over heads and sequences are then known to a few percent of a head's spread
 
 
@@ -59,14 +60,35 @@ class Plan:
 
     @property
     def matrices_per_region(self) -> int:
-        """How many spectra of one region: under both masks, and once for each baseline but `uniform`, which is one."""
-        masks = len(APPLIED) + len([name for name in self.baselines if name != "uniform"])
-        per_unit = len(self.steps) * len(self.sequences) * len(self.layers) * len(self.heads) * masks
-        return per_unit * len(self.units)
+        """How many spectra of one region.
+
+        Under both masks and once for each baseline at every step; but `init` is of one step, and `uniform` is one matrix.
+        """
+        every_step = len(APPLIED) + len(set(self.baselines) - {"uniform", "init"})
+        per_head = len(self.steps) * every_step + ("init" in self.baselines)
+        return len(self.units) * len(self.sequences) * len(self.layers) * len(self.heads) * per_head
 
     def size(self, region: str) -> int:
         """Rows and columns of a region's matrices."""
         return _size(region, self.sequence_length, self.prefix_length)
+
+
+def measured_part(
+    own: AttentionOperator, region: str, applied: str, kind: MaskKind, prefix_length: int
+) -> AttentionOperator:
+    """A region of attention under its own mask or the other arm's.
+
+    Args:
+        own: as the model applied it.
+        region: from `axes.REGIONS`.
+        applied: from `APPLIED`.
+        kind: of the model's own mask, causal or prefix.
+        prefix_length: p.
+    """
+    operator = own if applied == "own" else own.with_mask(_SWAPPED[kind].at(prefix_length))
+    if region.startswith("prefix_block"):
+        operator = operator.leading(prefix_length)
+    return operator.without_first_key() if region.endswith("first_key_removed") else operator
 
 
 def _size(region: str, n: int, p: int) -> int:
@@ -91,7 +113,9 @@ def plan_measurement(run: Run, config: MeasureConfig) -> Plan:
         raise ConfigurationError(f"prefix_length must be between 0 and {n} (sequence_length), got {p}. Shorten it.")
     units = _finished_units(run)
     sizes = _region_sizes(config, n, p)
-    tokens, documents = _samples(run, config, n)
+    methods = {region: chosen_method(config.method, size, size, config.memory_budget) for region, size in sizes.items()}
+    estimated = any(method == "matrix-free" for method, _ in methods.values())
+    tokens, documents = _samples(run, config, n, default=1 if estimated else DEFAULT_SAMPLES)
     return Plan(
         sequence_length=n,
         prefix_length=p,
@@ -103,9 +127,7 @@ def plan_measurement(run: Run, config: MeasureConfig) -> Plan:
         sequences=tokens,
         documents=documents,
         baselines=config.baselines,
-        methods={
-            region: chosen_method(config.method, size, size, config.memory_budget) for region, size in sizes.items()
-        },
+        methods=methods,
     )
 
 
@@ -185,11 +207,10 @@ def _saved_steps(run: Run, units: tuple[tuple[str, int], ...]) -> tuple[int, ...
     return tuple(sorted(set.intersection(*saved)))
 
 
-def _samples(run: Run, config: MeasureConfig, n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _samples(run: Run, config: MeasureConfig, n: int, *, default: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Evenly spread windows, from those of the evaluation when the length is the run's."""
     train, trained, wanted = run.config.base.train, run.config.base.model.sequence_length, config.samples
-    estimated = chosen_method(config.method, n, n, config.memory_budget)[0] == "matrix-free"
-    count = (1 if estimated else DEFAULT_SAMPLES) if wanted is None else wanted
+    count = default if wanted is None else wanted
     evaluated = train.evaluation_sequences if n == trained else count
     windows = evaluation_sequences(run.tokens(), count=evaluated, sequence_length=n)
     available = len(windows.tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import product
 from typing import Final
 
 import numpy as np
@@ -18,7 +19,7 @@ from rankkit.store import CutLosses, GroupLayout, LayerSlab, MeasureDescription,
 from rankkit.studies.decomposition import untrained
 from rankkit.studies.functional import CUTS, FunctionalRank
 from rankkit.studies.measure_config import MeasureConfig
-from rankkit.studies.measure_plan import APPLIED, Plan
+from rankkit.studies.measure_plan import APPLIED, Plan, measured_part
 from rankkit.studies.run import Run
 from rankkit.training.checkpoints import read_facts
 
@@ -84,18 +85,40 @@ def _components(config: MeasureConfig, plan: Plan) -> int | None:
 
 def _unavailable(config: MeasureConfig, plan: Plan, kind: MaskKind, baseline: str | None) -> dict[str, str]:
     """What cannot be had of this group's matrices, asked of small ones of the same structure by the same methods."""
-    reasons: dict[str, str] = {}
-    for region, (method, _) in plan.methods.items():
-        found = spectrum(_stand_in(kind, baseline), measures=config.measures, method=method).unavailable
-        reasons |= {name: f"{region}: {reason}" for name, reason in found.items() if name not in reasons}
-    return reasons
+    applied = APPLIED if baseline is None else APPLIED[:1]
+    places: dict[str, dict[str, list[tuple[str, str]]]] = {}  # by measure and reason
+    asked: dict[tuple[object, ...], Mapping[str, str]] = {}
+    for (region, (method, _)), mask in product(plan.methods.items(), applied):
+        matrix = _stand_in(plan, region, mask, kind, baseline)
+        key = (method, type(matrix), matrix.structure)
+        if key not in asked:
+            asked[key] = spectrum(matrix, measures=config.measures, method=method).unavailable
+        for name, reason in asked[key].items():
+            places.setdefault(name, {}).setdefault(reason, []).append((region, mask))
+    return {
+        name: "; ".join(f"{_where(found, plan.regions, applied)}{reason}" for reason, found in reasons.items())
+        for name, reasons in places.items()
+    }
 
 
-def _stand_in(kind: MaskKind, baseline: str | None) -> Operator:
-    factor = torch.linspace(-1, 1, 16, dtype=torch.float64).reshape(1, 8, 2)
-    attention = AttentionOperator(query=factor, key=factor, mask=kind.at(4), scale=1.0)
+def _where(places: Sequence[tuple[str, str]], regions: Sequence[str], applied: Sequence[str]) -> str:
+    """Regions and applied masks in words; nothing where it is all of them."""
+    masks = [mask for mask in applied if all((region, mask) in places for region in regions)]
+    others = [f"{region} under its {mask} mask" for region, mask in places if mask not in masks]
+    if len(masks) == len(applied):
+        return ""
+    return ", ".join([f"{mask} mask" for mask in masks] + others) + ": "
+
+
+def _stand_in(plan: Plan, region: str, applied: str, kind: MaskKind, baseline: str | None) -> Operator:
+    """A small matrix with the structure of one of a group's."""
     if baseline == "logits":
-        return DenseOperator(matrix=attention.logits())
+        return DenseOperator(matrix=torch.tensor([[[1.0, -1.0], [-1.0, 1.0]]], dtype=torch.float64))
+    prefix = min(plan.prefix_length, 4)
+    size = prefix + min(plan.sequence_length - plan.prefix_length, 4)
+    factor = torch.linspace(-1, 1, size, dtype=torch.float64).reshape(1, size, 1)
+    own = AttentionOperator(query=factor, key=factor, mask=kind.at(prefix), scale=1.0)
+    attention = measured_part(own, region, applied, kind, prefix)
     return DenseOperator(matrix=attention.dense()) if baseline == "shuffled" else attention
 
 
@@ -121,11 +144,17 @@ def _token_policy(run: Run) -> dict[str, str]:
     }
 
 
-def slab(found: Spectrum, measures: Sequence[str]) -> Slab:
-    """A spectrum "sequence head" as the writer takes it; a measure that is not available here is nan."""
+def slab(found: Spectrum, measures: Sequence[str], size: int) -> Slab:
+    """A spectrum "sequence head" of matrices with `size` singular values as the writer takes it.
+
+    A measure that is not available here is nan, and so is an error without a bound.
+    """
     nothing = np.full(tuple(found.status.shape), np.nan)
     exact = {name: values.numpy() for name, values in found.measures.items()}
-    brackets, settled = {}, (found.status == STATUSES.index("degenerate")).numpy()
+    status = found.status
+    if found.singular_values.shape[-1] < size:  # a zero matrix is stored as whole only where all its values are
+        status = status.where(status != STATUSES.index("degenerate"), STATUSES.index("estimated"))
+    brackets, settled = {}, (status == STATUSES.index("degenerate")).numpy()
     for name, (lower, upper) in found.brackets.items():
         ends = lower.numpy(), upper.numpy()
         exact[name] = np.where(settled, ends[0], np.nan)  # a matrix without structure has values, not brackets
@@ -137,7 +166,7 @@ def slab(found: Spectrum, measures: Sequence[str]) -> Slab:
         resolved=found.resolved.numpy(),
         resolved_model=found.resolved_model.numpy(),
         method=_METHOD_CODES[found.method.numpy()],
-        status=_STATUS_CODES[found.status.numpy()],
+        status=_STATUS_CODES[status.numpy()],
         measures={name: exact.get(name, nothing) for name in measures},
         brackets={name: (ends[0], ends[1]) for name, ends in brackets.items()},
         errors={name: _known(error, exact.get(name, nothing)) for name, error in found.errors.items()},
@@ -145,7 +174,8 @@ def slab(found: Spectrum, measures: Sequence[str]) -> Slab:
 
 
 def _known(error: torch.Tensor, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.where(np.isnan(values), np.nan, error.numpy())
+    """Nan where there is no value, or the floors leave it open without a bound."""
+    return np.where(np.isnan(values) | np.isinf(error.numpy()), np.nan, error.numpy())
 
 
 def layer_slab(found: OutputSpectrum) -> LayerSlab:
