@@ -17,6 +17,7 @@ from measured_run import FAST, FEW, measured, tokens_of
 from small_run import PAIR, run_config, trained_run
 from tiny import N
 
+from rankkit.axes import REGIONS
 from rankkit.hooks import capture
 from rankkit.hooks.factors import LayerFactors
 from rankkit.spectra import spectrum
@@ -149,23 +150,19 @@ def without_one_head(factors: LayerFactors) -> LayerFactors:
     return replace(factors, query=query, output=output)
 
 
-@pytest.mark.parametrize("method", ["exact", "matrix-free"])
 def test_a_failed_head_is_stored_as_failed_and_left_out_of_means_by_count(
-    method: str, small: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config: dict[str, Any] = {
-        "samples": 2, "regions": ("full",), "layer_output": True, "layers": (1,), "method": method, "matrix_free": FAST,
-    }  # fmt: skip
+    config: dict[str, Any] = {"samples": 2, "regions": ("full",), "layer_output": True, "layers": (1,)}
     whole = measured(small, tmp_path / "whole.h5", **config)
     with spoilt(monkeypatch, without_one_head):
         found = measured(small, tmp_path / "spoilt.h5", **config)
     failed = np.zeros((1, 1, 1, 2, 2, 1, HEADS), dtype=bool)
     failed[..., 0, 0, 2] = True
-    ends = ("effective_rank_lower", "effective_rank_upper") if method == "matrix-free" else ()
     for arm in PAIR:
         group, expected = read_group(tmp_path / "spoilt.h5", arm), read_group(tmp_path / "whole.h5", arm)
         assert np.array_equal(group["status"] == STATUSES.index("failed"), failed)
-        for name in ("singular_values", *FEW, *ends):
+        for name in ("singular_values", *FEW):
             assert np.isnan(group[name][failed]).all(), name
             assert np.array_equal(group[name][~failed], expected[name][~failed], equal_nan=True), name
         assert np.isnan(group["layer_output_singular_values"][0, 0, 0]).all()
@@ -177,7 +174,20 @@ def test_a_failed_head_is_stored_as_failed_and_left_out_of_means_by_count(
             assert (before.missing, row.missing) == (0, 4)  # both arms, both masks
             assert row.matrices == before.matrices == 2 * 2 * 2 * HEADS
             assert math.isfinite(row.effects["gap"].mean)
-    assert [group.statuses["failed"] for group in describe(tmp_path / "spoilt.h5").groups] == [2, 2]
+
+
+def test_a_failed_head_has_no_bracket_and_leaves_the_others_theirs(
+    alone: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config: dict[str, Any] = {"samples": 1, "regions": ("full",), "layers": (1,), "method": "matrix-free"}
+    with spoilt(monkeypatch, without_one_head):
+        measured(alone, tmp_path / "s.h5", matrix_free=FAST, **config)
+    group = read_group(tmp_path / "s.h5", "unilm")
+    failed = group["status"] == STATUSES.index("failed")
+    assert failed.reshape(2, HEADS).tolist() == [[False, False, True]] * 2
+    for name in ("effective_rank_lower", "effective_rank_upper", "mean_ipr"):
+        assert np.array_equal(np.isnan(group[name]), failed), name
+    assert np.isnan(group["singular_values"][failed]).all()
 
 
 def without_the_first_layer(factors: LayerFactors) -> LayerFactors:
@@ -259,7 +269,8 @@ def test_a_head_whose_logits_are_zero_has_a_zero_baseline_of_logits_by_every_met
 
 def test_a_file_says_under_which_mask_and_in_which_region_a_theorem_does_not_hold(small: Run, tmp_path: Path) -> None:
     names = ("effective_rank", "log10_smallest_singular_value", "off_diagonal_block_rank")
-    measured(small, tmp_path / "s.h5", samples=1, layers=(0,), measures=names, baselines=("shuffled",))
+    config: dict[str, Any] = {"layers": (0,), "heads": (0,), "regions": REGIONS[2:], "baselines": ("shuffled",)}
+    measured(small, tmp_path / "s.h5", samples=1, measures=names, **config)
     reason = "its theorem needs a triangular matrix"
     description = describe(tmp_path / "s.h5")
     for group, mask in zip(description.groups, ("swapped", "own"), strict=True):
@@ -272,9 +283,9 @@ def test_a_file_says_under_which_mask_and_in_which_region_a_theorem_does_not_hol
     assert (of_gpt.unavailable, of_unilm.unavailable) == ({}, dict.fromkeys(names[1:], reason))
 
 
-def test_an_empty_prefix_is_no_exception_from_the_triangle(small: Run, tmp_path: Path) -> None:
+def test_an_empty_prefix_is_no_exception_from_the_triangle(alone: Run, tmp_path: Path) -> None:
     names = ("effective_rank", "log10_smallest_singular_value")
-    measured(small, tmp_path / "s.h5", samples=1, layers=(0,), measures=names, prefix_length=0)
+    measured(alone, tmp_path / "s.h5", samples=1, layers=(0,), measures=names, prefix_length=0)
     for group in describe(tmp_path / "s.h5").groups:
         assert group.unavailable == {}
         assert np.isfinite(read_group(tmp_path / "s.h5", group.name)["log10_smallest_singular_value"]).all()
