@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import matrices
@@ -28,6 +29,7 @@ COUNTS = [
 SMOOTH = [name for name in BOUNDED if name not in (*COUNTS, "spectral_ratio", "decay_exponent")]
 OF_ENTRIES = [name for name, entry in MEASURES.items() if entry.needs in ("attention", "logits")]
 TRIALS = 60
+SLACK = 1e-12  # some thousand roundings of float64
 quick = settings(max_examples=40)
 
 
@@ -75,6 +77,66 @@ def test_no_spectrum_within_delta_is_further_off_than_the_error(
     delta = values[0] * 10.0**order
     change, error = changes(name, values, above * delta, delta, seed)
     assert bool((change <= error).all() | error.isnan() | change.isnan().all()), (change.max(), error)
+
+
+def corners_of_blocks(sizes: tuple[int, ...]) -> Tensor:
+    """Every block still, up, down, alternating or split in two, in every combination: "corner component"."""
+    patterns = []
+    for size in sizes:
+        place = np.arange(size)
+        ways = [1.0 - 2 * (place % 2), np.where(place < size // 2, 1, -1), np.where(place < 1, 1, -1), np.ones(size)]
+        patterns.append([np.zeros(size), *ways, *(-way for way in ways)])
+    return torch.from_numpy(np.array([np.concatenate(parts) for parts in itertools.product(*patterns)]))
+
+
+@pytest.mark.parametrize("ones", [20, 200])
+@pytest.mark.parametrize("delta", [1e-2, 1e-3])
+def test_flat_values_that_spread_while_the_zeros_stay_are_within_the_error(ones: int, delta: float) -> None:
+    """20 ones and 16 zeros, only the ones moved by +-delta: to second order, the ratio falls by 4 delta^2 for each."""
+    entry, size = OF_VALUES["participation_ratio"], ones * 9 // 5
+    values, step = (torch.arange(size) < ones).double(), torch.tensor(delta, dtype=torch.float64)
+    spread = torch.where(torch.arange(size) < ones, 1.0 - 2.0 * (torch.arange(size) % 2), 0.0).double()
+    change = (entry.compute(values + delta * spread, size, size, step) - ones).abs()
+    assert float(change) == pytest.approx(4 * ones * delta**2, rel=20 * delta**2)
+    assert change <= entry.error(values, size, size, step, step) <= 3 * change
+
+
+BLOCKS = {
+    "flat": ((1.0, 9),),
+    "flat and zeros": ((1.0, 20), (0.0, 16)),
+    "mostly flat": ((1.0, 30), (0.0, 2)),
+    "two levels": ((1.0, 6), (0.9, 11)),
+    "two levels and zeros": ((1.0, 12), (0.5, 12), (0.0, 12)),
+    "near the noise": ((1.0, 12), (0.02, 24)),
+    "a sink": ((1.0, 1), (0.3, 24), (0.0, 9)),
+}
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+@pytest.mark.parametrize("blocks", BLOCKS)
+def test_no_corner_of_blocks_is_further_off_than_the_error(name: str, blocks: str) -> None:
+    entry, sizes = OF_VALUES[name], tuple(size for _, size in BLOCKS[blocks])
+    values = torch.cat([torch.full((size,), level, dtype=torch.float64) for level, size in BLOCKS[blocks]])
+    n, signs = len(values), corners_of_blocks(sizes)
+    for delta in torch.tensor([1e-2, 3e-3, 1e-4], dtype=torch.float64):
+        value, error = entry.compute(values, n, n, delta), entry.error(values, n, n, delta, delta)
+        change = (entry.compute((values + delta * signs).clamp(min=0), n, n, delta) - value).abs().max()
+        assert change <= error <= 5 * change, (delta, change, error)
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+@settings(max_examples=25)
+@given(
+    levels=st.lists(st.sampled_from([1.0, 0.98, 0.5, 0.1, 0.02, 0.0]), min_size=1, max_size=4),
+    order=st.floats(-5, -2),
+)
+def test_no_corner_of_a_few_values_is_further_off_than_the_error(name: str, levels: list[float], order: float) -> None:
+    entry, values = OF_VALUES[name], torch.tensor([1.0, *sorted(levels, reverse=True)], dtype=torch.float64)
+    n, delta = len(values), torch.tensor(10.0**order, dtype=torch.float64)
+    signs = torch.tensor(list(itertools.product([-1.0, 0.0, 1.0], repeat=n)), dtype=torch.float64)
+    value, error = entry.compute(values, n, n, delta), entry.error(values, n, n, delta, delta)
+    change = (entry.compute((values + delta * signs).clamp(min=0), n, n, delta) - value).abs().max()
+    assert change <= error * (1 + SLACK) + SLACK, (change, error)
 
 
 @pytest.mark.parametrize("name", SMOOTH)

@@ -1,15 +1,22 @@
 """How far a measure can have moved when every singular value moved by at most delta.
 
 By Weyl's inequality a perturbation E of the matrix moves each singular value by at most ||E||, so the larger noise floor
-of a spectrum is such a delta. Counts and ratios have exact extremes over all spectra within delta. A smooth measure has
-its first-order bound,
+of a spectrum is such a delta. Counts and ratios have exact extremes over all spectra within delta. A smooth measure has the
+bound
 
-    delta sum_i |d measure / d sigma_i|,
+    delta sum_i max |d measure / d sigma_i|,
 
-with the derivatives taken at max(sigma_i, delta), where the logarithm's are finite; and never less than its change at four
-spectra within delta. Two of them move every value the way that its derivative points: the extremes of a measure that is
-monotone in every value. Two move every other value up and the rest down: a flat spectrum has no derivative but can be
-spread. That is a first-order bound, not proven beyond; no perturbation of 1e-2 sigma_1 or less was found to exceed it.
+each maximum over three spectra: the values, and the values with every other one up by delta and the rest down, both ways.
+The first gives the first order. The others give what is left where that vanishes: a flat spectrum, or a flat part of one,
+has no derivative but can be spread, which changes every derivative by delta times its own slope. Derivatives are taken at
+max(sigma_i, delta), where the logarithm's are finite. The bound is never less than the change at four spectra within delta:
+every value moved the way that its derivative points, the extremes of a measure that is monotone in every value, and every
+other value, both ways.
+
+That is not proven: derivatives that depend on the sum of many moves are not followed. Searched for perturbations of 1e-5 to
+1e-2 sigma_1 that exceed it, every corner {-1, 0, 1}^n of 5000 spectra of 2 to 6 values, and corners of blocks (still, up,
+down, alternating, or split) with coordinate ascent from the best on 25 spectra of up to 360 values, random, geometric and
+of flat blocks: none did, and the largest changes reached it.
 
 All return "...", float64, at least 0; nan where the measure or delta is nan.
 """
@@ -36,7 +43,7 @@ _EPS: Final = 2.0**-52  # eps64: a sum of r terms is off by up to r of them
 
 
 def moved(measure: Callable[[Tensor], Tensor], singular_values: Tensor, delta: Tensor) -> Tensor:
-    """Largest change of a smooth measure, to first order.
+    """Largest change of a smooth measure, by its derivatives at three spectra.
 
     Args:
         measure: from "... component" to "...", differentiable by autograd.
@@ -46,12 +53,13 @@ def moved(measure: Callable[[Tensor], Tensor], singular_values: Tensor, delta: T
     with torch.inference_mode(False):
         sigma, step = singular_values.detach().to(torch.float64), delta.detach().to(torch.float64).unsqueeze(-1)
         value = measure(sigma)
-        slope = _gradient(measure, sigma, step)
-        first_order = (step * slope.abs()).where(step > 0, 0.0).nan_to_num(nan=0.0).sum(dim=-1)
-        moves = [way * step * sign for sign in (slope.sign(), _alternating(sigma)) for way in (1, -1)]
+        spread = step * _alternating(sigma)
+        slopes = torch.stack([_gradient(measure, point, step) for point in (sigma, sigma + spread, sigma - spread)])
+        bound = (step * slopes.abs().amax(dim=0)).where(step > 0, 0.0).nan_to_num(nan=0.0).sum(dim=-1)
+        moves = [way * move for move in (step * slopes[0].sign(), spread) for way in (1, -1)]
         change = torch.stack([(measure((sigma + move).clamp(min=0.0)) - value).abs() for move in moves]).amax(dim=0)
         rounding = components(sigma) * _EPS * value.abs()
-        return torch.maximum(first_order, change) + rounding
+        return torch.maximum(bound, change) + rounding
 
 
 def _gradient(measure: Callable[[Tensor], Tensor], sigma: Tensor, step: Tensor) -> Tensor:
