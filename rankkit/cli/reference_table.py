@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from rankkit.cli.console import Output, new_table
 from rankkit.statistics import Interval, mean_interval
+from rankkit.studies.head_means import filled, mean_of_known
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,30 +32,41 @@ def show_baselines(path: Path, measure: str, output: Output) -> None:
         return
     names = list(dict.fromkeys(group.baseline for group in groups.baselines if group.baseline is not None))
     arms = {group.name: read_group(path, group.name) for group in groups.groups}
+    missing = 0
     for region in map(str, next(iter(arms.values()))["region"]):
         table = new_table(f"{region.replace('_', ' ')}: {_spoken(measure)} and baselines", ["arm", "own", *names])
         for arm, own in arms.items():
-            values = [_of_region(own, measure, region)]
-            values += [_of_region(read_group(path, f"baselines/{name}/{arm}"), measure, region) for name in names]
-            table.add_row(arm, *values)
+            beside = [read_group(path, f"baselines/{name}/{arm}") for name in names]
+            cells = [_of_region(group, measure, region) for group in (own, *beside)]
+            missing += sum(count for _, count in cells)
+            table.add_row(arm, *(text for text, _ in cells))
         output.table(table)
     output.say("Means over trained layers, heads and sequences; ± = half of the 95% interval over seeds.")
+    if missing:
+        output.say(f"{missing:,} matrices have no finite value and were left out.")
     for name in names:
         output.say(f"{name} = {BASELINE_DEFINITIONS[name]}.")
 
 
-def _of_region(group: Mapping[str, NDArray[Any]], measure: str, region: str) -> str:
-    """Mean over trained layers, sequences and heads under the own mask at the last step, over seeds."""
+def _of_region(group: Mapping[str, NDArray[Any]], measure: str, region: str) -> tuple[str, int]:
+    """Mean over trained layers, sequences and heads under the own mask at the last step, over seeds; and how many lack.
+
+    As in the closing table, a matrix without a value takes its head's mean over the other sequences, and an estimate
+    counts with the middle of its bracket.
+    """
     index = [str(name) for name in group["region"]].index(region)
     trained = group["untrained"][index] == 0
-    if not trained.any():
-        return "-"
-    values = group[measure][:, -1, index, 0][:, :, trained]
-    known = np.isfinite(values)
-    if not known.any():
-        return "-"
-    by_seed = np.array([seed[mask].mean() for seed, mask in zip(values, known, strict=True) if mask.any()])
-    return _shown(mean_interval(by_seed, kind="t over seeds"))
+    where = (slice(None), -1, index, 0)
+    values = group[measure][where][:, :, trained]
+    if f"{measure}_lower" in group:
+        lower, upper = (group[f"{measure}_{end}"][where][:, :, trained] for end in ("lower", "upper"))
+        values = np.where(np.isfinite(values), values, (lower + upper) / 2)
+    known = np.where(np.isfinite(values), values, np.nan)
+    if not np.isfinite(known).any():
+        return "-", known.size
+    by_seed = mean_of_known(filled(known, axis=1).reshape(len(known), -1), axis=1)
+    interval = mean_interval(by_seed[~np.isnan(by_seed)], kind="t over seeds")
+    return _shown(interval), int(np.isnan(known).sum())
 
 
 def show_layer_outputs(path: Path, output: Output) -> None:
@@ -64,7 +76,8 @@ def show_layer_outputs(path: Path, output: Output) -> None:
     arms = {group.name: read_group(path, group.name) for group in describe(path).groups}
     if any(_OUTPUT not in group for group in arms.values()):
         return
-    by_layer = {arm: np.nanmean(group[_OUTPUT][:, -1], axis=1) for arm, group in arms.items()}  # seed layer
+    outputs = {arm: group[_OUTPUT][:, -1] for arm, group in arms.items()}  # seed sequence layer
+    by_layer = {arm: mean_of_known(values, axis=1) for arm, values in outputs.items()}
     first, *others = by_layer
     pairs = [f"{first} - {other}" for other in others]
     table = new_table("layer outputs: effective rank", ["layer", *by_layer, *pairs])
@@ -73,6 +86,8 @@ def show_layer_outputs(path: Path, output: Output) -> None:
         gaps = [_shown(mean_interval(by_layer[first][:, index] - by_layer[other][:, index]), "+") for other in others]
         table.add_row(str(layer), *own, *gaps)
     output.table(table)
+    if missing := sum(int(np.isnan(values).sum()) for values in outputs.values()):
+        output.say(f"{missing:,} outputs could not be measured and were left out.")
     output.say(
         "Of sum_h A_h X W_V^h W_O^h, what a layer adds to the residual stream. It is not the rank of its heads:\n"
         "    heads of low rank may write into different directions."

@@ -68,7 +68,7 @@ def show_companions(found: Decomposition, output: Output) -> None:
     companions = [name for name in _COMPANIONS if name in found.measures]
     if not companions:
         return
-    title = f"what decides a rank besides the mask: {found.arms[0]} / {found.arms[1]}"
+    title = f"beside every rank: {found.arms[0]} / {found.arms[1]}"
     output.say()
     table = new_table(title, ["region", "layer", *(_spoken(name) for name in companions)])
     for number, row in enumerate(found.rows[companions[0]]):
@@ -121,24 +121,30 @@ def _help(found: Decomposition, measure: str, rows: Sequence[Row]) -> Iterable[s
             f"of {found.seeds} seeds), {causal} / {prefix}."
         )
     yield "mask effect = what changes when only the mask over the same Q and K changes, averaged over both arms' Q and K."
-    yield "learned effect = what changes when only Q and K change under the same mask, averaged over both masks."
+    yield (
+        "learned effect = what changes when only Q and K change under the same mask, averaged over both masks. Q and K are "
+        "those of each arm's own forward pass, so what its mask did in lower layers is in them."
+    )
     yield f"interaction = what going from causal to prefix does to {prefix}'s Q and K, minus what it does to {causal}'s."
     yield _interval_help(rows)
     if any(row.untrained for row in rows):
         yield (
             "* rows before p - 1 of the last layer enter the loss only where a shorter prefix was drawn, in the two arms "
-            "unequally: this prefix block is left out of the mean."
+            "unequally: this prefix block is left out of the mean. Whole matrices of that layer hold those rows too."
         )
     if any(row.order_matters for row in rows):
         yield "~ the interaction exceeds the smaller effect: there the split depends on the order of the factors."
     layers = [row for row in rows if row.layer is not None]
     of_all = f"of {sum(row.matrices for row in layers):,} matrices"
     if missing := sum(row.missing for row in layers):
-        yield f"{missing:,} {of_all} have no value of this measure and were left out, under both masks."
+        yield (
+            f"{missing:,} {of_all} have no finite value of this measure (failed, infinite, not defined) and were left "
+            "out, each with its partner under the other mask."
+        )
     if estimated := sum(row.estimated for row in layers):
         yield (
             f"{estimated:,} {of_all} have a bracket instead of a value: its middle enters the means, and every interval is "
-            "wider by the mean half-brackets."
+            "wider by the mean half-brackets. Brackets are of the exact softmax: the model's own rounding is not in them."
         )
 
 
@@ -184,6 +190,8 @@ def _over_sequences(rows: Sequence[Row]) -> str:
         f'over sequences alone (t test over documents, 5%) pairs of seeds differ "significantly": {"; ".join(counts)}'
     )
     total = sum((row.control.within for row in rows), PairsCalled(called=0, pairs=0))
+    if not total.pairs:
+        return "over sequences alone nothing can be tested here: that takes sequences of at least two documents."
     if total.pairs and total.share >= _TELLING:
         return f"{said}. That test takes another seed for another mask: it says nothing of the mask."
     return f"{said}. About 5% are expected where nothing differs."

@@ -4,6 +4,8 @@ Each baseline is an operator made from an operator, with its batch shape, so tha
 ones draw from a counter-based generator keyed by a seed and the name of the matrix: neither the batch that a matrix is
 part of nor the other baselines can change what it is held against.
 
+A dense baseline (`shuffled`, `logits`) is a float64 matrix that no model applied: its model floor is float64's own.
+
 `init` has no function here. It is the same model at its stored initialisation on the same tokens, and whoever has the
 run captures it like any other checkpoint.
 """
@@ -25,7 +27,6 @@ from torch import Tensor
 
 from rankkit.errors import ConfigurationError
 from rankkit.operators import AttentionOperator, DenseOperator
-from rankkit.spectra.measures import logit_std
 
 __all__ = [
     "BASELINES",
@@ -126,7 +127,7 @@ def gaussian(operator: AttentionOperator, /, *, seed: int, names: Sequence[str])
     visible entries, of this very draw, is the original's (to rounding: the logits are linear in Q).
 
     Args:
-        operator: one matrix of logits at a time is formed.
+        operator: its logits are summed by blocks of rows; no matrix is formed.
         seed: with a matrix's name it keys the generator.
         names: "matrix", of the operator's matrices in the order of `flattened`.
 
@@ -192,10 +193,10 @@ def _bits(seed: int, name: str, shape: Sequence[int]) -> NDArray[np.uint64]:
 
 
 def _logit_stds(flat: AttentionOperator) -> Iterator[Tensor]:
-    """Of one matrix after the other."""
-    allowed = flat.allowed()
+    """Of one matrix after the other, in O(n) memory."""
     for index in range(len(flat.query)):
-        yield logit_std(flat[index : index + 1].logits(), allowed=allowed)[0]
+        rows = flat[index : index + 1].row_statistics
+        yield (rows.logit_squares.sum(dim=-1) / rows.visible.sum()).sqrt()[0]
 
 
 def _checked(names: Sequence[str], operator: AttentionOperator) -> Sequence[str]:

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from rankkit.operators import AttentionOperator, Operator, masked_softmax
-from rankkit.spectra.floors import applied_floor, arithmetic_floor, resolved
+from rankkit.spectra.floors import applied_floor, arithmetic_floor, entry_error, resolved
 from rankkit.spectra.measures import Measure
 from rankkit.spectra.result import METHODS, STATUSES, Spectrum
 from rankkit.spectra.row_measures import ROW_MEASURES, row_measures
 from rankkit_kernels.row_blocks import RowStatistics
 from rankkit_kernels.singular_values import Method, singular_values
 
-__all__ = ["COPIES", "DEFAULT_MEMORY_BUDGET", "ExactMethod", "exact_spectrum"]
+__all__ = ["COPIES", "DEFAULT_MEMORY_BUDGET", "ExactMethod", "copies", "exact_spectrum"]
 
 DEFAULT_MEMORY_BUDGET: Final = 512 << 20  # bytes of dense matrices and their temporaries at any time
 
@@ -80,8 +80,7 @@ def exact_spectrum(
     flat = operator.flattened()
     count, matrix = flat.batch_shape[0], flat.rows * flat.columns * 8  # bytes
     pooled = (workers or _cores()) if flat.device.type == "cpu" else 1
-    copies = max([COPIES, *(_MORE_COPIES.get(measure.name, COPIES) for measure in measures)])
-    fitting = memory_budget // (copies * matrix)
+    fitting = memory_budget // (copies([measure.name for measure in measures]) * matrix)
     chunk = max(1, min(fitting // pooled, max(1, _CACHED_BYTES // matrix)))
     pooled = max(1, min(pooled, fitting))
     work = _Work(
@@ -98,6 +97,11 @@ def exact_spectrum(
         for _ in pool.map(measure, range(0, count, chunk)):
             pass
     return _shaped(found, operator.batch_shape)
+
+
+def copies(measures: Sequence[str]) -> int:
+    """Float64 copies of a matrix that are alive at once while these measures are computed."""
+    return max([COPIES, *(_MORE_COPIES.get(name, COPIES) for name in measures)])
 
 
 def _cores() -> int:
@@ -117,8 +121,7 @@ def _one_torch_thread() -> Iterator[None]:
 
 def _chunk(part: Operator, work: _Work) -> Spectrum:
     """One chunk "matrix row column"."""
-    ones = torch.ones(part.batch_shape, dtype=torch.float64)
-    found = _Found(applied_floor(part, largest=ones, probabilities=work.precision))
+    found = _Found(entry_error(part, probabilities=work.precision))
     for measure in work.measures:
         if measure.needs == "operator":
             found.add(measure, part)

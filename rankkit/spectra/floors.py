@@ -15,7 +15,7 @@ from torch import Tensor
 from rankkit.errors import ConfigurationError
 from rankkit.operators import AttentionOperator, DenseOperator, Operator, SumOperator
 
-__all__ = ["UNIT_ROUNDOFF", "applied_floor", "arithmetic_floor", "model_floor", "resolved"]
+__all__ = ["UNIT_ROUNDOFF", "applied_floor", "arithmetic_floor", "entry_error", "model_floor", "resolved"]
 
 UNIT_ROUNDOFF: Final = {
     torch.float64: 2.0**-53,
@@ -132,6 +132,30 @@ def applied_floor(operator: Operator, /, *, largest: Tensor, probabilities: torc
         for weight, term in operator.terms
     ]
     return torch.stack(floors).sum(dim=0)
+
+
+def entry_error(operator: Operator, /, *, probabilities: torch.dtype) -> Tensor:
+    """The largest relative error of an entry of the matrix that the model applied, whatever the matrix's scale.
+
+    Attention: the eta of `model_floor`. A matrix of one's own: the roundoff of its dtype. A sum: the largest of its terms'
+    where no entry can cancel; nan where terms have both signs, because nothing then bounds it.
+
+    Args:
+        operator: what was measured.
+        probabilities: dtype in which a model applied its attention.
+
+    Returns:
+        "...", float64, on the CPU.
+    """
+    ones = torch.ones(operator.batch_shape, dtype=torch.float64)
+    if isinstance(operator, AttentionOperator):
+        return applied_floor(operator, largest=ones, probabilities=probabilities)
+    if isinstance(operator, DenseOperator):
+        return UNIT_ROUNDOFF.get(operator.matrix.dtype, 0.0) * ones
+    assert isinstance(operator, SumOperator)
+    if "non_negative" not in operator.structure:
+        return torch.nan * ones
+    return torch.stack([entry_error(term, probabilities=probabilities) for _, term in operator.terms]).amax(dim=0)
 
 
 def _norm_bound(operator: Operator) -> Tensor:

@@ -24,7 +24,7 @@ from rankkit.operators import AttentionOperator, DenseOperator, Operator
 from rankkit.spectra.brackets import Bracket, Estimates
 from rankkit.spectra.determinant import log_abs_det, moved_log_abs_det
 from rankkit.spectra.exact import DEFAULT_MEMORY_BUDGET
-from rankkit.spectra.floors import applied_floor
+from rankkit.spectra.floors import applied_floor, entry_error
 from rankkit.spectra.leading import Leading, expected_passes, krylov_bytes, leading_triplets, squared_norm
 from rankkit.spectra.measures import Measure, default_tolerance
 from rankkit.spectra.quadrature import Probed, probe
@@ -249,12 +249,24 @@ def _measured_beyond(one: Operator, energy: Tensor | None, plan: _Plan, tell: Ca
         result.brackets = _of_zero(one, plan)
     elif plan.estimated:
         probed, result.ended = _probed(one, leading, total, plan.config, tell)
+        result.ended += _doubts(leading)
         estimates = Estimates(probed)
         for name, estimate in plan.estimated.items():
             bracket = estimate(estimates)
             result.brackets[name] = (bracket.lower, bracket.upper)
     tell(1.0)
     return result
+
+
+def _doubts(leading: Leading) -> str:
+    """What the leading values leave open; a value between two of them may be missing below `Leading.missed_bound`."""
+    doubts = "" if bool(leading.converged[0]) else ", leading values not to tolerance"
+    return doubts + (", a larger value not excluded" if _excess(leading) > 0 else "")
+
+
+def _excess(leading: Leading) -> float:
+    """How far a singular value that was missed might exceed the largest one found."""
+    return max(0.0, float(leading.missed_bound[0]) - float(leading.values[0, 0]))
 
 
 def _nothing(measures: Sequence[Measure], names: Sequence[str] | Mapping[str, object]) -> Numbers:
@@ -283,7 +295,7 @@ def _by_rows(one: Operator, plan: _Plan) -> Numbers:
     """Measures of rows and logits, and the log-determinant."""
     if not plan.by_rows:
         return {}
-    eta = applied_floor(one, largest=torch.ones(1, dtype=torch.float64), probabilities=plan.precision)
+    eta = entry_error(one, probabilities=plan.precision)
     if isinstance(one, AttentionOperator):
         found = row_measures(one.row_statistics, eta.to(one.device))
         if any(measure.needs == "operator" for measure in plan.by_rows):
@@ -304,7 +316,10 @@ def _from_leading(one: Operator, leading: Leading, energy: float | None, floor: 
     values = [*leading.values[0].tolist(), 0.0]
     first, second = values[0], values[1]
     errors = [residual + floor for residual in leading.residuals[0].tolist()] + [floor]
-    found = {"spectral_norm": (first, errors[0]), "spectral_ratio": (math.inf if first > 0 else math.nan, math.nan)}
+    found = {
+        "spectral_norm": (first, errors[0] + _excess(leading)),
+        "spectral_ratio": (math.inf if first > 0 else math.nan, math.nan),
+    }
     if second > float(leading.residuals[0, 1:2].sum()):
         worst = (first + errors[0]) / (second - errors[1]) if second > errors[1] else math.inf
         found["spectral_ratio"] = (first / second, worst - first / second)

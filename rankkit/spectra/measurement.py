@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rankkit.errors import ConfigurationError
 from rankkit.operators import AttentionOperator, DenseOperator, Operator, SumOperator
-from rankkit.spectra.exact import COPIES, DEFAULT_MEMORY_BUDGET, ExactMethod, exact_spectrum
+from rankkit.spectra.exact import DEFAULT_MEMORY_BUDGET, ExactMethod, copies, exact_spectrum
 from rankkit.spectra.measures import DEFAULT_MEASURES, MEASURES, Measure
 from rankkit.spectra.result import Spectrum
 
@@ -73,7 +73,9 @@ def check_measures(names: Sequence[str]) -> tuple[Measure, ...]:
     return tuple(MEASURES[name] for name in names)
 
 
-def chosen_method(method: MethodName, rows: int, columns: int, memory_budget: int) -> tuple[MethodName, str]:
+def chosen_method(
+    method: MethodName, rows: int, columns: int, memory_budget: int, measures: Sequence[str] = ()
+) -> tuple[MethodName, str]:
     """The rule of `auto`: exact where one matrix and its working copies fit the memory budget, else without the matrix.
 
     Returns:
@@ -86,7 +88,7 @@ def chosen_method(method: MethodName, rows: int, columns: int, memory_budget: in
         raise ConfigurationError(f"method must be one of {', '.join(_METHOD_NAMES)}, got {method!r}. Choose one.")
     if method != "auto":
         return method, "asked for"
-    needed = COPIES * rows * columns * 8
+    needed = copies(measures) * rows * columns * 8
     size, budget = (f"{count / 2**20:.3g}" for count in (needed, memory_budget))
     rule = f"auto: a {rows} x {columns} matrix with its working copies takes {size} MiB of {budget}"
     return ("exact" if needed <= memory_budget else "matrix-free"), rule
@@ -128,7 +130,7 @@ def spectrum(
     operator = _marked(matrix if isinstance(matrix, Operator) else DenseOperator(matrix=matrix))
     chosen = check_measures(measures)
     usable, unavailable = switched_off(chosen, operator.structure)
-    found, rule = chosen_method(method, operator.rows, operator.columns, memory_budget)
+    found, rule = chosen_method(method, operator.rows, operator.columns, memory_budget, measures)
     if found == "matrix-free":
         from rankkit.spectra.matrix_free import matrix_free_spectrum
 

@@ -47,7 +47,8 @@ class Spectrum:
     errors: Mapping[str, Tensor]
     """"..." by name: how far both floors together may have moved the measure; nan where no bound is known."""
     brackets: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """(lower, upper) "..." by name: 95% brackets of what was estimated; nan where the value is exact."""
+    """(lower, upper) "..." by name: 95% brackets of what was estimated; nan where the value is exact. They are of the exact
+    matrix: what `floor_model` says of the model's own arithmetic is not in them."""
     unavailable: Mapping[str, str] = field(default_factory=dict)
     """Measures that were asked for and cannot be had, with the reason: a theorem that does not hold here, or the size."""
     rule: str

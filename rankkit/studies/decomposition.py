@@ -52,7 +52,8 @@ class Row:
     """Rows of this block before p - 1 enter the loss only where training drew a shorter prefix, so it is left out of the
     mean."""
     own: tuple[Interval, Interval]
-    """(causal arm, prefix arm): mean under its own mask."""
+    """(causal arm, prefix arm): mean under its own mask, of the matrices that enter the effects; where the
+    measure exists under one mask alone, of those that have it."""
     effects: Mapping[str, Interval]
     """Gap, mask effect, learned effect and interaction, of the matrices that have a value under both masks."""
     control: SameMask
@@ -60,8 +61,8 @@ class Row:
     matrices: int
     """How many matrices stand behind the row: both arms, both masks, all seeds, sequences and heads."""
     missing: int
-    """How many of them have no finite value (their spectrum failed, or the measure is not defined for them) and were
-    left out."""
+    """How many of them have no finite value (their spectrum failed, or the measure is infinite or not defined for them) and
+    were left out, each with its partner under the other mask."""
     estimated: int
     """How many of them have a bracket instead of a value."""
 
@@ -274,14 +275,18 @@ def _row(
     own_error = causal.error[0] + prefix.error[0]
     total = float(causal.error.sum() + prefix.error.sum())
     errors = {"gap": float(own_error), "mask_effect": total / 2, "learned_effect": total / 2, "interaction": total}
-    own = [_interval(arm.own, documents, float(arm.error[0]), "t over seeds") for arm in (causal, prefix)]
+    shown = [arm.own if np.isnan(arm.paired[0]).all() else arm.paired[0] for arm in (causal, prefix)]
+    own = [
+        _interval(table, documents, float(arm.error[0]), "t over seeds")
+        for table, arm in zip(shown, (causal, prefix), strict=True)
+    ]
     return Row(
         region=region,
         layer=layer,
         untrained=untrained,
         own=(own[0], own[1]),
         effects={name: _interval(part, documents, errors[name]) for name, part in parts.items()},
-        control=same_mask(causal.own, prefix.own, documents),
+        control=same_mask(shown[0], shown[1], documents),
         matrices=int(causal.matrices + prefix.matrices),
         missing=int(causal.missing + prefix.missing),
         estimated=int(causal.estimated + prefix.estimated),

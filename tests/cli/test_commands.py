@@ -111,7 +111,7 @@ def test_spectrum_measures_writes_and_splits_the_gap(run: Path, tmp_path: Path) 
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     # arms x seeds x samples x layers x heads x regions x masks
-    assert found["matrices"] == 2 * 2 * 4 * 2 * 2 * 2 * 2
+    assert found["matrices"] == 2 * 2 * 4 * 2 * 2 * 4 * 2
     for rows in found["comparison"]["measures"].values():
         for row in rows:
             parts = row["mask_effect"]["mean"] + row["learned_effect"]["mean"]
@@ -125,7 +125,7 @@ def test_spectrum_measures_writes_and_splits_the_gap(run: Path, tmp_path: Path) 
 def test_spectrum_table_shows_effects_companions_and_what_was_resolved(run: Path, tmp_path: Path) -> None:
     result = invoke("spectrum", str(run), "--samples", "2", "--out", str(tmp_path / "s.h5"))
     assert "gap = gpt - unilm = mask effect + learned effect" in result.stdout
-    assert "what decides a rank besides the mask: gpt / unilm" in result.stdout
+    assert "beside every rank: gpt / unilm" in result.stdout
     assert "lie above the arithmetic floor" in result.stdout
     assert "rows before p - 1 of the last layer enter the loss only where a shorter prefix was drawn" in result.stdout
 
@@ -178,7 +178,7 @@ def test_plan_says_what_it_would_take_and_does_nothing(text: Path, tmp_path: Pat
 
 def test_plan_of_a_spectrum_counts_matrices_and_writes_nothing(run: Path) -> None:
     result = invoke("spectrum", str(run), "--samples", "3", "--plan", "--json")
-    assert json.loads(result.stdout)["matrices"] == 2 * 2 * 3 * 2 * 2 * 2 * 2
+    assert json.loads(result.stdout)["matrices"] == 2 * 2 * 3 * 2 * 2 * 4 * 2
     assert not (run / "spectrum.h5").exists()
 
 

@@ -151,7 +151,8 @@ def test_what_was_left_out_or_estimated_is_counted_below_the_table(capsys: pytes
 
     text = folded(printed(capsys, show_decomposition, found(spoil=failed), "effective_rank"))
     matrices = 2 * 3 * 4 * 2 * 16 * LAYERS * 2
-    assert f"1 of {matrices:,} matrices have no value of this measure and were left out, under both masks." in text
+    left = f"1 of {matrices:,} matrices have no finite value of this measure (failed, infinite, not defined)"
+    assert f"{left} and were left out, each with its partner under the other mask." in text
 
     def estimated(values: dict[str, dict[str, NDArray[np.float64]]]) -> None:
         values["gpt"]["effective_rank"][:] = np.nan

@@ -12,11 +12,11 @@ from tiny import model_config, widen
 
 from rankkit.errors import ConfigurationError
 from rankkit.hooks import capture
-from rankkit.masks import MaskKind
+from rankkit.masks import Causal, MaskKind
 from rankkit.models import Transformer
-from rankkit.operators import AttentionOperator
+from rankkit.operators import AttentionOperator, DenseOperator
 from rankkit.spectra import MEASURES, Spectrum, spectrum
-from rankkit.spectra.floors import UNIT_ROUNDOFF, arithmetic_floor, model_floor, resolved
+from rankkit.spectra.floors import UNIT_ROUNDOFF, arithmetic_floor, entry_error, model_floor, resolved
 from rankkit_kernels.singular_values import singular_values
 
 
@@ -252,3 +252,27 @@ def test_the_arithmetic_floors_are_not_idle(method: str) -> None:
             floor = arithmetic_floor(method, 24, 24, torch.tensor(exact[0], dtype=torch.float64))
             shares.append(np.abs(found - exact).max() / float(floor))
     assert max(shares) > 1e-3
+
+
+@pytest.mark.parametrize("factor", [2.0**-20, 1.0, 2.0**20])
+def test_errors_of_ratios_do_not_depend_on_the_scale_of_a_matrix(factor):
+    attention = random_attention()
+    names = ("rank_one_residual", "effective_rank", "stable_rank")
+    expected = spectrum(1.0 * attention, measures=names, precision=torch.bfloat16)
+    found = spectrum(factor * attention, measures=names, precision=torch.bfloat16)
+    for name in names:
+        torch.testing.assert_close(found.errors[name], expected.errors[name], rtol=1e-6, atol=0)
+
+
+def test_the_error_of_an_entry_is_that_of_the_worst_term_and_unknown_where_terms_cancel():
+    attention = random_attention()
+    one = entry_error(attention, probabilities=torch.bfloat16)
+    other = DenseOperator(matrix=attention.dense().float())
+    assert float(entry_error(other, probabilities=torch.bfloat16)) == UNIT_ROUNDOFF[torch.float32]
+    assert torch.equal(entry_error(3 * attention + other, probabilities=torch.bfloat16), one)
+    assert entry_error(attention - other, probabilities=torch.bfloat16).isnan().all()
+
+
+def random_attention():
+    query, key = torch.rand(2, 1, 24, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64).unbind(0)
+    return AttentionOperator(query=4 * query - 2, key=key, mask=Causal(), scale=0.5)
