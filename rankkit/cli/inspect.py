@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import click
 from rankkit.cli.console import FAILED, Output, common_options, examples, guarded
 
 if TYPE_CHECKING:
-    from rankkit.store import FileDescription
+    from rankkit.store import ComparisonDescription, FileDescription, GroupDescription
 
 __all__ = ["command"]
 
@@ -30,17 +31,19 @@ def command(output: Output, target: str, verify: bool) -> None:
     ranges, the order of the measures, and every measure of the singular values computed again.
     """
     path = Path(target)
-    found, problems = _inspect_run(path, output, verify) if path.is_dir() else _inspect_file(path, output, verify)
+    found, checks, problems = (_inspect_run if path.is_dir() else _inspect_file)(path, output, verify)
     if verify:
+        output.say(f"checked {checks}")
         for problem in problems:
             output.say(f"PROBLEM {problem}")
         output.say(f"{target}: {'whole and consistent' if not problems else f'{len(problems)} problems'}")
-    output.result({**found, "verified": verify, "problems": problems})
+    output.result({**found, "verified": verify, "checked": checks if verify else None, "problems": problems})
     if problems:
         raise click.exceptions.Exit(FAILED)
 
 
-def _inspect_run(path: Path, output: Output, verify: bool) -> tuple[dict[str, Any], list[str]]:
+def _inspect_run(path: Path, output: Output, verify: bool) -> tuple[dict[str, Any], str, list[str]]:
+    """What is there, what a verification checks of it, and what is wrong."""
     from rankkit.studies.run import open_run
     from rankkit.studies.verify import verify_run
 
@@ -55,8 +58,10 @@ def _inspect_run(path: Path, output: Output, verify: bool) -> tuple[dict[str, An
     )
     for name, state in units.items():
         output.say(f"  {name}: {state}")
-    problems = verify_run(run) if verify else []
-    return {"run": str(path), "units": units}, problems
+    checkpoints = sum(len(run.directory.checkpoint_steps(*unit)) for unit in config.units)
+    checks = f"tokens, certificate, and {checkpoints:,} checkpoints of {len(config.units):,} units"
+    checks += f", and {run.directory.spectrum.name}" if run.directory.spectrum.is_file() else ""
+    return {"run": str(path), "units": units}, checks, verify_run(run) if verify else []
 
 
 def _unit_state(run: Any, arm: str, seed: int) -> str:
@@ -66,17 +71,36 @@ def _unit_state(run: Any, arm: str, seed: int) -> str:
     return f"at step {steps[-1]}" if steps else "not begun"
 
 
-def _inspect_file(path: Path, output: Output, verify: bool) -> tuple[dict[str, Any], list[str]]:
+def _inspect_file(path: Path, output: Output, verify: bool) -> tuple[dict[str, Any], str, list[str]]:
+    """What is there, what a verification checks of it, and what is wrong."""
     from rankkit.store import describe
     from rankkit.studies.verify import verify_file
 
     description = describe(path)
     _show_file(description, output)
-    problems = verify_file(path) if verify else []
-    return {"file": str(path), "groups": [group.name for group in description.groups]}, problems
+    return _file_as_dict(description), _checks(description), verify_file(path) if verify else []
+
+
+def _checks(description: FileDescription) -> str:
+    """What is read, and how much of it is computed again."""
+    from rankkit.spectra import MEASURES
+
+    groups = (*description.groups, *description.baselines)
+    matrices = sum(group.matrices for group in groups)
+    values = sum(group.matrices * len(group.measures) for group in groups)
+    again = 0
+    for group in groups:
+        whole = sum(group.statuses.get(status, 0) for status in ("ok", "degenerate"))
+        again += whole * sum(name in MEASURES and MEASURES[name].needs == "singular_values" for name in group.measures)
+    return (
+        f"every checksum, {matrices:,} matrices and {values:,} values of measures, {again:,} of them computed again from "
+        "singular values"
+    )
 
 
 def _show_file(description: FileDescription, output: Output) -> None:
+    from rankkit.spectra.baselines import BASELINE_DEFINITIONS
+
     root = description.root.attributes
     output.say(f"{description.path}: {root['title']}, {description.size / 2**20:.1f} MiB")
     output.say(
@@ -88,14 +112,91 @@ def _show_file(description: FileDescription, output: Output) -> None:
         output.say(
             f"/{group.name}: mask {group.attributes['mask']}, objective {group.attributes['objective']}; {sizes}"
         )
-        used = ", ".join(f"{count:,} by {method}" for method, count in group.methods.items())
-        states = ", ".join(f"{count:,} {status}" for status, count in group.statuses.items())
-        output.say(
-            f"  {group.matrices:,} matrices ({used}; {states}); of the singular values {group.resolved_fraction:.1%} lie "
-            f"above the arithmetic floor, {group.resolved_model_fraction:.1%} above the model floor"
-        )
-    for name, measure in description.groups[0].measures.items():
-        source = f" [{measure.source}]" if measure.source else ""
-        output.say(f"  {name}: {measure.definition}{source}")
+        _show_group(group, output)
+    rules = {group.name: group.attributes.get("method_rule") for group in description.groups}
+    for group in description.baselines:
+        output.say(f"/{group.name}: {BASELINE_DEFINITIONS.get(str(group.baseline), 'a baseline')}")
+        _show_group(group, output, known_rule=rules.get(group.arm))
+    _show_definitions(description, output)
     if description.comparison is not None:
-        output.say("/comparison: gap, mask_effect, learned_effect, interaction")
+        _show_comparison(description.comparison, output)
+    for arm in description.functional:
+        output.say(f"/functional/{arm}: loss when attention is cut to its leading singular triplets")
+
+
+def _show_group(group: GroupDescription, output: Output, *, known_rule: object = None) -> None:
+    """How its matrices were measured, what that is worth, and what is missing; of the rule only what is not known yet."""
+    used = ", ".join(f"{count:,} by {method}" for method, count in group.methods.items())
+    states = ", ".join(f"{count:,} {status}" for status, count in group.statuses.items())
+    output.say(
+        f"  {group.matrices:,} matrices ({used}; {states}); of the singular values {group.resolved_fraction:.1%} lie "
+        f"above the arithmetic floor, {group.resolved_model_fraction:.1%} above the model floor"
+    )
+    if not group.rows_sum_to_one:
+        output.say("  rows need not sum to 1: these are not attention")
+    if (rule := group.attributes.get("method_rule")) != known_rule:
+        output.say(f"  method: {rule}")
+    for name, reason in group.unavailable.items():
+        output.say(f"  no {name}: {reason}")
+
+
+def _show_definitions(description: FileDescription, output: Output) -> None:
+    """Every measure of any group once, with what stands beside it."""
+    groups = (*description.groups, *description.baselines)
+    measures = {name: measure for group in reversed(groups) for name, measure in group.measures.items()}
+    outputs = {name: measure for group in reversed(groups) for name, measure in group.layer_measures.items()}
+    for title, found in (("measures", measures), ("of layer outputs", outputs)):
+        if found:
+            output.say(f"{title}:")
+        for name, measure in found.items():
+            beside = _beside(name, groups) if title == "measures" else ""
+            source = f" [{measure.source}]" if measure.source else ""
+            output.say(f"  {name}: {measure.definition}{source}{beside}")
+
+
+def _beside(name: str, groups: Sequence[GroupDescription]) -> str:
+    """Which companions of a measure are in the file."""
+    found = [f"{name}_error"] if any(name in group.errors for group in groups) else []
+    found += [f"{name}_lower", f"{name}_upper"] if any(name in group.estimated for group in groups) else []
+    return f"; beside it {', '.join(found)}" if found else ""
+
+
+def _show_comparison(comparison: ComparisonDescription, output: Output) -> None:
+    facts = comparison.attributes  # a file of ours has them all; another's may not
+    arms = [str(facts[role]) for role in ("causal_arm", "prefix_arm") if role in facts]
+    between = f" of {' and '.join(arms)}" if arms else ""
+    interval = f"; {facts['interval']}" if "interval" in facts else ""
+    output.say(f"/comparison: gap, mask_effect, learned_effect, interaction{between}{interval}")
+    if comparison.steps:
+        output.say(f"/comparison/by_step: the same at steps {', '.join(f'{step:,}' for step in comparison.steps)}")
+
+
+def _file_as_dict(description: FileDescription) -> dict[str, Any]:
+    groups = (*description.groups, *description.baselines)
+    comparison = description.comparison
+    return {
+        "file": str(description.path),
+        "groups": [group.name for group in description.groups],
+        "baselines": [group.name for group in description.baselines],
+        "functional": [f"functional/{arm}" for arm in description.functional],
+        "comparison": None
+        if comparison is None
+        else {
+            "measures": list(comparison.measures),
+            "regions": list(comparison.regions),
+            "layers": list(comparison.layers),
+            "steps": list(comparison.steps),
+        },
+        "measured": {group.name: _group_as_dict(group) for group in groups},
+    }
+
+
+def _group_as_dict(group: GroupDescription) -> dict[str, Any]:
+    return {
+        "matrices": group.matrices,
+        "methods": dict(group.methods),
+        "method_rule": group.attributes.get("method_rule"),
+        "statuses": dict(group.statuses),
+        "measures": list(group.measures),
+        "unavailable": dict(group.unavailable),
+    }

@@ -25,8 +25,10 @@ from rankkit.cli.console import (
 )
 
 if TYPE_CHECKING:
+    from rankkit.studies.functional import Scope
     from rankkit.studies.measure import Measured
     from rankkit.studies.measure_config import MeasureConfig
+    from rankkit.studies.measure_plan import Plan
     from rankkit.studies.run import Run
 
 __all__ = ["command", "measure_and_report"]
@@ -61,8 +63,10 @@ _METHODS = ("auto", "exact", "gram", "svd", "matrix-free")
 @click.option("--measures", help="Names, or `all`.  [default: ranks, entropy, sinks, logit_std]")
 @click.option("--baselines", help="uniform, init, shuffled, gaussian, logits, or `all`.  [default: none]")
 @click.option("--layer-output", is_flag=True, help="Also the rank of each layer's output, the sum over its heads.")
-@click.option("--functional", is_flag=True, help="Also the loss when attention is cut to k singular triplets.")
-@click.option("--functional-scopes", default="all,layer", show_default=True, help="Cut at once: all, layer, head.")
+@click.option(
+    "--functional", is_flag=True, help="Also the last step's loss when attention is cut to k singular triplets."
+)
+@click.option("--functional-scopes", help="Cut at once: all, layer, head.  [default: all,layer]")
 @click.option("--functional-ranks", help="k, such as 1,4,16-18.  [default: 1, 2, 4, ... and n]")
 @click.option("--method", type=click.Choice(_METHODS), default="auto", show_default=True,
               help="auto: exact where a matrix fits --memory, else matrix-free. exact: gram, and svd where a measure "
@@ -105,7 +109,7 @@ def _configuration(
     layers: str | None,
     heads: str | None,
     functional: bool,
-    functional_scopes: str,
+    functional_scopes: str | None,
     functional_ranks: str | None,
     leading: int,
     half_width: float,
@@ -126,7 +130,7 @@ def _configuration(
         regions=chosen(regions, REGIONS, REGIONS),
         measures=chosen(measures, tuple(MEASURES), DEFAULT_MEASURES),
         baselines=chosen(baselines, BASELINES, ()),
-        functional_scopes=names(functional_scopes) if functional else (),  # type: ignore[arg-type]
+        functional_scopes=_scopes(functional, functional_scopes, functional_ranks),
         functional_ranks=integers(functional_ranks, "--functional-ranks"),
         matrix_free=MatrixFreeConfig(leading=leading, half_width=half_width),
         memory_budget=memory << 20,
@@ -134,22 +138,69 @@ def _configuration(
     )
 
 
-def _show_plan(run: Run, config: MeasureConfig, output: Output) -> None:
-    from rankkit.studies.measure_plan import expected_seconds, plan_measurement
+def _scopes(functional: bool, scopes: str | None, ranks: str | None) -> tuple[Scope, ...]:
+    """Which heads are cut at once; none where functional rank was not asked for."""
+    for option, given in (("--functional-scopes", scopes), ("--functional-ranks", ranks)):
+        if given is not None and not functional:
+            raise click.UsageError(f"{option} must stand with --functional: nothing is cut without it.")
+    chosen = names("all,layer" if scopes is None else scopes) if functional else ()
+    if functional and not chosen:
+        raise click.BadParameter(f"must be among all, layer, head, got {scopes!r}", param_hint="--functional-scopes")
+    return chosen  # type: ignore[return-value]  # checked by MeasureConfig
 
-    plan = plan_measurement(run, config)
-    seconds = expected_seconds(plan, config)
-    sizes = ", ".join(f"{r} {plan.size(r)} x {plan.size(r)} ({plan.methods[r][0]})" for r in plan.regions)
-    output.say(f"matrices: {plan.matrices:,}; regions {sizes}")
-    output.say(f"time: about {seconds / 60:.1f} minutes (from a little of the work done now)")
+
+def _show_plan(run: Run, config: MeasureConfig, output: Output) -> None:
+    from rankkit.studies.measure import plan_functional
+    from rankkit.studies.measure_plan import plan_measurement
+
+    plan, cuts = plan_measurement(run, config), plan_functional(run, config)
+    _warn_of_length(run, plan, output)
+    seconds = _expected_seconds(run, config, plan)
+    output.say(
+        f"matrices: {plan.matrices:,}; sequences: {len(plan.sequences):,}; steps: {', '.join(map(str, plan.steps))}"
+    )
+    for region, (method, rule) in plan.methods.items():
+        output.say(f"  {region}: {plan.size(region)} x {plan.size(region)}, {method} ({rule})")
+    if cuts is not None:
+        output.say(f"functional rank: {cuts.passes:,} forward passes, {cuts.decompositions:,} matrices decomposed")
+    output.say(f"time: about {_duration(seconds)} (from a little of the work done now)")
     output.result(
         {
             "matrices": plan.matrices,
+            "sequences": len(plan.sequences),
+            "steps": list(plan.steps),
             "seconds": seconds,
-            "sizes": {r: plan.size(r) for r in plan.regions},
-            "methods": {r: method for r, (method, _) in plan.methods.items()},
+            "sizes": {region: plan.size(region) for region in plan.regions},
+            "methods": {region: method for region, (method, _) in plan.methods.items()},
+            "rules": {region: rule for region, (_, rule) in plan.methods.items()},
+            "functional": None
+            if cuts is None
+            else {"forward_passes": cuts.passes, "matrices_decomposed": cuts.decompositions, "ranks": list(cuts.ranks)},
         }
     )
+
+
+def _expected_seconds(run: Run, config: MeasureConfig, plan: Plan) -> float:
+    """Of the spectra, and of the cuts where those are asked for."""
+    from rankkit.studies import functional_sweep
+    from rankkit.studies.measure import plan_functional
+    from rankkit.studies.measure_plan import expected_seconds
+
+    cuts = plan_functional(run, config)
+    of_cuts = 0.0 if cuts is None else functional_sweep.expected_seconds(run, cuts, workers=config.workers)
+    return expected_seconds(plan, config) + of_cuts
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.1f} minutes" if seconds >= 30 else f"{seconds:.0f} seconds"
+
+
+def _warn_of_length(run: Run, plan: Plan, output: Output) -> None:
+    trained = run.config.base.model.sequence_length
+    if plan.sequence_length > trained:
+        output.note(
+            f"warning: {plan.sequence_length:,} tokens are more than the {trained:,} that the models were trained on."
+        )
 
 
 def measure_and_report(
@@ -165,14 +216,11 @@ def measure_and_report(
     """Measure with progress, then show the decomposition and draw the figures; returns the same as plain values."""
     from rankkit.studies.drive import interruption
     from rankkit.studies.measure import MeasurementInterruptedError, measure_run
-    from rankkit.studies.measure_plan import expected_seconds, plan_measurement
+    from rankkit.studies.measure_plan import plan_measurement
 
     plan = plan_measurement(run, config)
-    if plan.sequence_length > run.config.base.model.sequence_length:
-        output.note(f"warning: {plan.sequence_length} tokens are more than the model was trained on.")
-    seconds = expected_seconds(plan, config)
-    expected = f"{seconds / 60:.1f} minutes" if seconds >= 30 else f"{seconds:.0f} seconds"
-    output.note(f"{plan.matrices:,} matrices, about {expected}")
+    _warn_of_length(run, plan, output)
+    output.note(f"{plan.matrices:,} matrices, about {_duration(_expected_seconds(run, config, plan))}")
     started = perf_counter()
     try:
         with interruption() as request, output.progress(plan.matrices) as advance:
@@ -183,13 +231,13 @@ def measure_and_report(
         click.echo(f"Interrupted: {error}", err=True)
         raise click.exceptions.Exit(INTERRUPTED) from None
     elapsed = perf_counter() - started
-    shown = _show(found, path, output)
+    shown = _show(run, found, path, output)
     figures = _figures(found, path)
     peak = _peak_bytes() / 2**20
     output.say(f"\n{plan.matrices:,} matrices in {elapsed:.0f} s, peak memory {peak:.0f} MiB")
     output.say(f"file: {path}")
-    pictures = [figure for figure in figures if figure.suffix == ".png"]
-    output.say(f"figures: {len(pictures)} in {path.parent / 'figures'}, such as {pictures[0].name}")
+    if pictures := [figure for figure in figures if figure.suffix == ".png"]:
+        output.say(f"figures: {len(pictures)} in {path.parent / 'figures'}, such as {pictures[0].name}")
     if next_step:
         output.say(f"next: rankkit inspect {shlex.quote(str(path))} --verify")
     return {
@@ -202,7 +250,7 @@ def measure_and_report(
     }
 
 
-def _show(found: Measured, path: Path, output: Output) -> dict[str, Any]:
+def _show(run: Run, found: Measured, path: Path, output: Output) -> dict[str, Any]:
     """Tables and sentences; the same as plain values."""
     from rankkit.cli.functional_table import functional_as_dict, show_functional
     from rankkit.cli.reference_table import show_baselines, show_errors, show_layer_outputs
@@ -213,13 +261,10 @@ def _show(found: Measured, path: Path, output: Output) -> dict[str, Any]:
         show_training,
     )
 
-    split = found.decomposition
-    measures = next(iter(found.values.values())).measures
-    headline = "effective_rank" if "effective_rank" in measures else next(iter(measures))
+    split, headline = found.decomposition, _headline(found)
     if split is None:
-        output.say("No gap to split: the run has no causal and prefix arm with the same objective.")
+        output.say(f"No gap to split: {_why_no_gap(run)}.")
     else:
-        headline = headline if headline in split.measures else split.measures[0]
         show_decomposition(split, headline, output)
         if len(found.by_step) > 1:
             show_training(list(found.by_step.values()), headline, output)
@@ -238,6 +283,21 @@ def _show(found: Measured, path: Path, output: Output) -> dict[str, Any]:
     }
 
 
+def _headline(found: Measured) -> str:
+    """The measure that tables and figures show: the effective rank, or the first that there is."""
+    measures = next(iter(found.values.values())).measures
+    known = measures if found.decomposition is None else found.decomposition.measures
+    return "effective_rank" if "effective_rank" in known else next(iter(known))
+
+
+def _why_no_gap(run: Run) -> str:
+    from rankkit.studies.decomposition import causal_and_prefix
+
+    if causal_and_prefix(run) is None:
+        return "the run has no causal and prefix arm with the same objective"
+    return "nothing was measured that has a mean"
+
+
 def _statuses(found: Measured) -> dict[str, dict[str, int]]:
     """How many matrices of each arm are ok, estimated, degenerate or failed."""
     from rankkit.store import STATUSES
@@ -253,7 +313,7 @@ def _quality(path: Path, found: Measured) -> Iterator[str]:
     from rankkit.store import describe, read_group
 
     for group in describe(path).groups:
-        arrays = read_group(path, group.name)
+        arrays = read_group(path, group.name, ("rows", "region", "resolved", "resolved_model", "component"))
         own = (slice(None), -1, 0, 0)
         size, region = int(arrays["rows"][0].max()), str(arrays["region"][0])
         arithmetic, model = arrays["resolved"][own].mean(), arrays["resolved_model"][own].mean()
@@ -275,7 +335,7 @@ def _figures(found: Measured, path: Path) -> list[Path]:
     from rankkit.report.run_figures import draw_spectra
 
     folder = path.parent / "figures"
-    figures = draw_spectra(path, folder)
+    figures = draw_spectra(path, folder, measure=_headline(found))
     if found.functional is not None and {"all", "layer"} & set(found.functional.scopes):
         figures += draw_functional_rank(found.functional, folder)
     return figures
