@@ -125,10 +125,12 @@ def _explanations(found: FunctionalRank, threshold: float) -> list[str]:
     """One line for each column."""
     names = [arm.arm for arm in found.arms]
     lines = [
+        "cut: A replaced by the sum of its k leading singular triplets, with what the mask forbids set to 0 again (re-masked);",
+        "   rows are not normalised again, and everything else runs as before.",
         "k: leading singular triplets kept. A re-masked matrix may have a higher rank, and a row's weights still depend on",
         f"   later rows through the singular vectors. k = {found.sequence_length} cuts nothing: what is left is rounding.",
         f"{', '.join(names)}: loss with the cut minus loss without it, over the same {len(found.documents)} sequences, "
-        f"prefix {found.prefix_length}; rows are not normalised again.",
+        f"prefix {found.prefix_length}.",
     ]
     if found.pair:
         lines += [
@@ -147,7 +149,9 @@ def _explanations(found: FunctionalRank, threshold: float) -> list[str]:
         "   Where seeds differ each is named: tested k are a grid, and an interval would show the grid.",
     ]
     if "layer" in found.scopes:
-        lines.append("layer: only that layer is cut. In the last one, rows before the prefix's last reach no loss.")
+        lines.append(
+            "layer: only that layer is cut. In the last one, rows before the prefix's last hardly reach the loss."
+        )
     if "head" in found.scopes:
         lines.append("one head: mean over the heads of the layer, each cut alone.")
     return lines
