@@ -15,6 +15,7 @@ from rankkit.errors import ConfigurationError
 from rankkit.operators import AttentionOperator, DenseOperator, Operator, SumOperator
 from rankkit.spectra.exact import DEFAULT_MEMORY_BUDGET, ExactMethod, copies, exact_spectrum
 from rankkit.spectra.measures import DEFAULT_MEASURES, MEASURES, Measure
+from rankkit.spectra.quadrature import FEWEST_PROBES
 from rankkit.spectra.result import Spectrum
 
 __all__ = [
@@ -54,7 +55,7 @@ class MatrixFreeConfig:
     """Of the probes."""
 
     def __post_init__(self) -> None:
-        for name, least in (("leading", 1), ("probes", 2), ("steps", 2)):
+        for name, least in (("leading", 1), ("probes", FEWEST_PROBES), ("steps", 2)):
             if getattr(self, name) < least:
                 raise ConfigurationError(f"{name} must be at least {least}, got {getattr(self, name)}. Raise it.")
         if not 0 < self.half_width < 1:
