@@ -125,8 +125,8 @@ def _explanations(found: FunctionalRank, threshold: float) -> list[str]:
     """One line for each column."""
     names = [arm.arm for arm in found.arms]
     lines = [
-        "cut: A replaced by the sum of its k leading singular triplets, with what the mask forbids set to 0 (re-masked); rows",
-        "   are not normalised again, and everything else runs as before.",
+        "cut: A replaced by the sum of its k leading singular triplets, with what the mask forbids set to 0 (re-masked).",
+        "   Rows are not normalised again, and everything else runs as before.",
         "k: leading singular triplets kept. A re-masked matrix may have a higher rank, and a row's weights still depend on",
         f"   later rows through the singular vectors. k = {found.sequence_length} cuts nothing: what is left is rounding.",
         f"{', '.join(names)}: loss with the cut minus loss without it, over the same {len(found.documents)} sequences, "
