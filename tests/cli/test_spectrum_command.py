@@ -131,11 +131,10 @@ def test_every_setting_of_a_measurement_has_an_option() -> None:
         (("--device", "tpu"), "device must be auto, cpu, cuda"),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("plan", [True, False])
 def test_a_wrong_value_is_one_line_before_anything_is_measured(
-    plan: bool, arguments: tuple[str, ...], says: str, run: Run, tmp_path: Path
+    arguments: tuple[str, ...], says: str, run: Run, tmp_path: Path
 ) -> None:
-    result = invoke(run, *arguments, "--out", tmp_path / "s.h5", *(("--plan",) if plan else ()))
+    result = invoke(run, *arguments, "--out", tmp_path / "s.h5")
     assert result.exit_code == 2, result.output
     (error,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     assert says in error
@@ -144,6 +143,11 @@ def test_a_wrong_value_is_one_line_before_anything_is_measured(
 
 
 # Plans.
+
+
+def test_a_plan_refuses_what_a_measurement_would(run: Run) -> None:
+    for arguments in (("--layers", "2"), ("--functional", "--functional-ranks", "33")):
+        assert invoke(run, *arguments, "--plan").exit_code == 2
 
 
 def test_a_plan_names_sizes_methods_and_cuts_and_writes_nothing(run: Run, tmp_path: Path) -> None:
@@ -212,11 +216,11 @@ def test_learned_positions_cannot_be_exceeded(tmp_path: Path) -> None:
 # Results.
 
 
-def test_everything_at_once_is_one_json_object(run: Run, tmp_path: Path) -> None:
+def test_the_result_is_one_json_object(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "s.h5"
     result = invoke(
         run, "--samples", "1", "--layers", "1", "--regions", "full", "--checkpoints", "every:12", "--baselines",
-        "uniform,init", "--layer-output", "--functional", "--functional-ranks", "1,32", "--measures",
+        "init", "--functional", "--functional-ranks", "1", "--functional-scopes", "layer", "--measures",
         "effective_rank,mean_ipr", "--out", out, "--json",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -228,13 +232,13 @@ def test_everything_at_once_is_one_json_object(run: Run, tmp_path: Path) -> None
     assert found["statuses"] == {
         arm: {"ok": 2 * 2 * HEADS, "estimated": 0, "degenerate": 0, "failed": 0} for arm in ("gpt", "unilm")
     }
-    assert found["functional"]["ranks"] == [1, 32]
-    assert found["functional"]["scopes"].keys() == {"all", "layer"}
+    assert found["functional"]["ranks"] == [1]
+    assert found["functional"]["scopes"].keys() == {"layer"}
     assert [Path(figure).name for figure in found["figures"]] == [
         "effective_rank_full.png", "effective_rank_full.svg", "functional_rank.png", "functional_rank.svg"
     ]  # fmt: skip
     assert verify_file(out) == []
-    again = invoke(run, "--out", out)
+    again = invoke(run, "--samples", "1", "--layers", "1", "--regions", "full", "--out", out)
     assert again.exit_code == 1
     assert "must not exist yet" in again.stderr
 

@@ -447,6 +447,14 @@ def test_auto_is_exact_as_long_as_one_matrix_and_its_copies_fit() -> None:
         assert chosen_method(asked, 10**6, 10**6, 1) == (asked, "asked for")  # type: ignore[arg-type]
 
 
+def test_auto_reckons_with_measures_that_take_more_copies() -> None:
+    budget = exact.COPIES * 64 * 64 * 8
+    for measures, method in ((("effective_rank",), "exact"), (("mean_ipr", "off_diagonal_block_rank"), "matrix-free")):
+        assert chosen_method("auto", 64, 64, budget, measures)[0] == method
+        found = spectrum(attention(Causal(), 1, n=64), measures=measures, memory_budget=budget, matrix_free=FAST)
+        assert found.singular_values.shape[-1] == (64 if method == "exact" else FAST.leading)
+
+
 @pytest.mark.parametrize("budget", [1, exact.COPIES * N * N * 8])
 def test_the_rule_of_auto_is_recorded_with_what_it_chose(budget: int) -> None:
     found = measured(attention(Causal()), "auto", memory_budget=budget, measures=("effective_rank",))
