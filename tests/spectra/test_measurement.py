@@ -481,7 +481,7 @@ def test_an_unknown_method_or_measure_is_refused() -> None:
     ("settings", "message"),
     [
         ({"leading": 0}, "leading must be at least 1, got 0. Raise it"),
-        ({"probes": 1}, "probes must be at least 2, got 1. Raise it"),
+        ({"probes": 7}, "probes must be at least 8, got 7. Raise it"),
         ({"steps": 1}, "steps must be at least 2, got 1. Raise it"),
         ({"half_width": 0.0}, "half_width must be between 0 and 1, got 0.0. Pass 0.05 for 5%"),
         ({"half_width": 1.0}, "half_width must be between 0 and 1, got 1.0"),
