@@ -237,7 +237,7 @@ def measure_and_report(
     output.say(f"\n{plan.matrices:,} matrices in {elapsed:.0f} s, peak memory {peak:.0f} MiB")
     output.say(f"file: {path}")
     if pictures := [figure for figure in figures if figure.suffix == ".png"]:
-        output.say(f"figures: {len(pictures)} in {path.parent / 'figures'}, such as {pictures[0].name}")
+        output.say(f"figures: {len(pictures)} in {figures_folder(path)}, such as {pictures[0].name}")
     if next_step:
         output.say(f"next: rankkit inspect {shlex.quote(str(path))} --verify")
     return {
@@ -262,6 +262,7 @@ def _show(run: Run, found: Measured, path: Path, output: Output) -> dict[str, An
     )
 
     split, headline = found.decomposition, _headline(found)
+    output.say(_setting(found))
     if split is None:
         output.say(f"No gap to split: {_why_no_gap(run)}.")
     else:
@@ -298,6 +299,24 @@ def _why_no_gap(run: Run) -> str:
     return "nothing was measured that has a mean"
 
 
+def _setting(found: Measured) -> str:
+    """What the ranks below depend on, in a line."""
+    plan = found.plan
+    documents = len(set(plan.documents.tolist()))
+    steps = ", ".join(map(str, plan.steps))
+    return (
+        f"n = {plan.sequence_length}, p = {plan.prefix_length}; {len(plan.sequences)} sequences of {documents} documents; "
+        f"layers {_ranges(plan.layers)}, heads {_ranges(plan.heads)}; step {steps}\n"
+    )
+
+
+def _ranges(numbers: tuple[int, ...]) -> str:
+    """0-3 for 0, 1, 2, 3; others one by one."""
+    first, last = numbers[0], numbers[-1]
+    whole = numbers == tuple(range(first, last + 1)) and last > first
+    return f"{first}-{last}" if whole else ", ".join(map(str, numbers))
+
+
 def _statuses(found: Measured) -> dict[str, dict[str, int]]:
     """How many matrices of each arm are ok, estimated, degenerate or failed."""
     from rankkit.store import STATUSES
@@ -330,11 +349,16 @@ def _quality(path: Path, found: Measured) -> Iterator[str]:
             yield f"{arm}: {counts['failed']} matrices failed and {counts['degenerate']} are degenerate"
 
 
+def figures_folder(path: Path) -> Path:
+    """Where the pictures of a spectrum file go: a run's own beside it, those of another file under its name."""
+    return path.parent / ("figures" if path.name == "spectrum.h5" else f"{path.stem}-figures")
+
+
 def _figures(found: Measured, path: Path) -> list[Path]:
     from rankkit.report.functional_figures import draw_functional_rank
     from rankkit.report.run_figures import draw_spectra
 
-    folder = path.parent / "figures"
+    folder = figures_folder(path)
     figures = draw_spectra(path, folder, measure=_headline(found))
     if found.functional is not None and {"all", "layer"} & set(found.functional.scopes):
         figures += draw_functional_rank(found.functional, folder)

@@ -113,7 +113,7 @@ def plan_measurement(run: Run, config: MeasureConfig) -> Plan:
         raise ConfigurationError(f"prefix_length must be between 0 and {n} (sequence_length), got {p}. Shorten it.")
     units = _finished_units(run)
     sizes = _region_sizes(config, n, p)
-    methods = {region: chosen_method(config.method, size, size, config.memory_budget) for region, size in sizes.items()}
+    methods = {region: _method(config, size) for region, size in sizes.items()}
     estimated = any(method == "matrix-free" for method, _ in methods.values())
     tokens, documents = _samples(run, config, n, default=1 if estimated else DEFAULT_SAMPLES)
     return Plan(
@@ -179,6 +179,10 @@ def _matrix_free_seconds(n: int, config: MeasureConfig) -> float:
 def _random_operator(count: int, n: int) -> AttentionOperator:
     query, key = torch.randn(2, count, n, 64, generator=torch.Generator().manual_seed(0)).unbind(0)
     return AttentionOperator(query=query, key=key, mask=Causal(), scale=0.125)
+
+
+def _method(config: MeasureConfig, size: int) -> tuple[MethodName, str]:
+    return chosen_method(config.method, size, size, config.memory_budget, config.measures)
 
 
 def _chosen(name: str, wanted: tuple[int, ...] | None, count: int) -> tuple[int, ...]:

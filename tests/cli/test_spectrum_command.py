@@ -262,9 +262,8 @@ def test_everything_is_shown_and_ends_with_what_to_do_next(run: Run, tmp_path: P
     ):
         assert part in result.stdout, part
     lines = result.stdout.splitlines()
-    (figures,) = [line for line in lines if line.startswith("figures: ")]
-    assert figures.startswith(f"figures: 2 in {tmp_path}")
-    assert figures.endswith(", such as effective_rank_full.png")
+    assert lines[0] == f"n = {N}, p = {N // 2}; 2 sequences of 2 documents; layers 0-1, heads 0-2; step 0, 12"
+    assert f"figures: 2 in {tmp_path / 's-figures'}, such as effective_rank_full.png" in lines
     assert lines[-1] == f"next: rankkit inspect {tmp_path / 's.h5'} --verify"
     assert "96 matrices, about " in result.stderr
 
@@ -279,6 +278,11 @@ def test_estimates_are_counted_in_the_table_and_named_in_the_plan_of_the_file(ru
     assert "8 of 8 matrices have a bracket instead of a value" in text
     assert "of the 5 leading singular values of the full matrix" in text
     assert "gpt: no decay exponent (it needs all singular values, and only the leading ones are known)" in text
+
+
+def test_figures_stand_in_the_run_or_under_the_name_of_the_file(tmp_path: Path) -> None:
+    assert spectrum_command.figures_folder(tmp_path / "spectrum.h5") == tmp_path / "figures"
+    assert spectrum_command.figures_folder(tmp_path / "training.h5") == tmp_path / "training-figures"
 
 
 @pytest.mark.parametrize(

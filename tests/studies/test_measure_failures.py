@@ -121,6 +121,16 @@ def test_auto_goes_without_the_matrix_where_it_does_not_fit_and_says_so(small: R
     assert [row.estimated for row in found.decomposition.rows["effective_rank"] if row.layer == 0] == [12, 0]
 
 
+def test_a_plan_reckons_with_the_copies_that_measures_take_as_the_measurement_does(alone: Run, tmp_path: Path) -> None:
+    config: dict[str, Any] = {"memory_budget": 8 * N * N * 8, "matrix_free": FAST, "regions": ("full",), "samples": 1}
+    names = ("effective_rank", "off_diagonal_block_rank")
+    for measures, method in ((names[:1], "exact"), (names, "matrix-free")):
+        assert plan_measurement(alone, MeasureConfig(measures=measures, **config)).methods["full"][0] == method
+    measured(alone, tmp_path / "s.h5", measures=names, layers=(0,), **config)
+    (group,) = describe(tmp_path / "s.h5").groups
+    assert group.statuses == {"estimated": group.matrices}
+
+
 # What fails, fails alone.
 
 

@@ -265,7 +265,9 @@ def test_an_empty_prefix_has_no_prefix_block(small: Run, tmp_path: Path) -> None
     group = read_group(tmp_path / "s.h5", "unilm")
     assert group["region"].tolist() == ["full"]
     assert np.array_equal(group["singular_values"][:, :, :, 0], group["singular_values"][:, :, :, 1])
-    with pytest.raises(ConfigurationError, match="regions must exist, got prefix_block with 32 tokens and a prefix of 0"):
+    with pytest.raises(
+        ConfigurationError, match="regions must exist, got prefix_block with 32 tokens and a prefix of 0"
+    ):
         plan_measurement(small, MeasureConfig(prefix_length=0, regions=("prefix_block",)))
 
 
