@@ -101,7 +101,7 @@ def test_results_hold_every_number_with_its_machine_and_command(declaration: Pat
         assert printed[key] == kept[key]
     assert printed["folder"] == str(out)
     assert kept["environment"]["threads"] >= 1
-    assert kept["command"].startswith("rankkit ")
+    assert kept["command"].split()[0] == "rankkit"  # a test worker has no arguments of its own
     assert [finding["reproduced"] for finding in kept["expectations"]] == [True, False, False]
     assert abs(kept["expectations"][0]["found"] - 0.68) < 0.03
     assert len(kept["means"]) == 2 * 4
