@@ -90,7 +90,7 @@ def _spectral(
     source: str = "",
     error: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Measure:
-    """A smooth function of the singular values alone; `error` from them and delta, the largest derivatives at three spectra by default."""
+    """A smooth function of the singular values alone; `error` from them and delta, by default from derivatives."""
     moved_by = partial(moved, function) if error is None else error
     return Measure(
         name=name,
