@@ -395,7 +395,12 @@ def _sum_runs(work: Callable[[int, Run], Tensor], plan: Plan, sums: Tensor) -> N
         with torch.inference_mode(inference):
             return work(*task)
 
-    with _one_torch_thread(sums.device) as threads, ThreadPoolExecutor(max(1, min(threads, len(tasks)))) as pool:
+    # OpenMP's number of threads belongs to each thread that asks: every worker sets its own.
+    one = (torch.set_num_threads, (1,))
+    with (
+        _one_torch_thread(sums.device) as threads,
+        ThreadPoolExecutor(max(1, min(threads, len(tasks))), "row-blocks", *one) as pool,
+    ):
         parts = map(part, tasks) if min(threads, len(tasks)) <= 1 else pool.map(part, tasks)
         for (index, _), found in zip(tasks, parts, strict=True):
             sums[index] += found

@@ -93,7 +93,8 @@ def exact_spectrum(
         for whole, values in zip(_tensors(found), _tensors(_chunk(flat[rows], work)), strict=True):
             whole[rows] = values
 
-    with _one_torch_thread(), ThreadPoolExecutor(pooled, "spectrum") as pool:
+    # OpenMP's number of threads belongs to each thread that asks: every worker sets its own.
+    with _one_torch_thread(), ThreadPoolExecutor(pooled, "spectrum", torch.set_num_threads, (1,)) as pool:
         for _ in pool.map(measure, range(0, count, chunk)):
             pass
     return _shaped(found, operator.batch_shape)
