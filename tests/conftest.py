@@ -1,6 +1,7 @@
 """One hypothesis profile for every machine, and one thread for every library."""
 
 import os
+import signal
 
 import hypothesis
 import torch
@@ -9,3 +10,7 @@ import torch
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_examples=50, database=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 torch.set_num_threads(1)
+
+# A shell starts background jobs with Ctrl-C ignored, and they would hand that on to everything the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
