@@ -29,7 +29,9 @@ __all__ = [
     "check_output_file",
     "check_output_folder",
     "exclusive",
+    "fsync_folder",
     "keep_json_lines",
+    "lock",
     "read_json_lines",
     "remove_partial",
     "sha256_of_file",
@@ -77,7 +79,8 @@ def storage_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _fsync_folder(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk: until then a power loss may undo a new file or a rename."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -113,7 +116,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _fsync_folder(path.parent)
+        fsync_folder(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -154,7 +157,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             for file in sorted(temporary.rglob("*")):
                 if file.is_file():
                     _fsync_file(file)
-            _fsync_folder(temporary)
+            fsync_folder(temporary)
             if path.exists():
                 path.replace(former)
             temporary.replace(path)
@@ -163,7 +166,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
                 former.replace(path)
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        _fsync_folder(path.parent)
+        fsync_folder(path.parent)
         shutil.rmtree(former, ignore_errors=True)
 
 
@@ -251,6 +254,22 @@ def check_output_folder(path: Path, *, force: bool) -> None:
         )
 
 
+def lock(descriptor: int, what: str) -> None:
+    """Take the lock of an open file; it ends with the descriptor, so with the process, however that ends.
+
+    Args:
+        descriptor: open, not shared with another process.
+        what: is being written; only used in the message.
+
+    Raises:
+        RunError: another process holds it.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise RunError(f"{what} must not be in use, but another rankkit process is writing it. Wait for it.") from error
+
+
 @contextlib.contextmanager
 def exclusive(path: Path, what: str) -> Iterator[None]:
     """Hold a lock file while a run is being written; the lock ends with the process, however it ends.
@@ -262,12 +281,7 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("w", encoding="utf-8")
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunError(
-                f"{what} must not be in use, but another rankkit process is writing it. Wait for it."
-            ) from error
+        lock(file.fileno(), what)
         yield
 
 
