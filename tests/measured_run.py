@@ -30,7 +30,7 @@ def measured(
     """Measure a run and verify the file: here, with every measure computed again, instead of in the writer."""
     settings = MeasureConfig(**{"measures": FEW, "workers": 1, **config})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writer, "verify", lambda partial: [])
+        patch.setattr(writer, "verify_written", lambda partial: [])
         found = measure_run(run, settings, path, device=CPU, command="rankkit spectrum it", on_progress=on_progress)
     assert verify_file(path) == []
     return found

@@ -8,7 +8,7 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
@@ -30,6 +30,7 @@ __all__ = [
     "names",
     "new_table",
     "plain",
+    "shard_option",
 ]
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
@@ -129,9 +130,9 @@ def plain(value: Any) -> Any:
     return value
 
 
-def command_line() -> str:
-    """The command as typed, quoted for a shell."""
-    return shlex.join(["rankkit", *sys.argv[1:]])
+def command_line(*, without: Collection[str] = ()) -> str:
+    """The command as typed, quoted for a shell, but for some flags."""
+    return shlex.join(["rankkit", *(word for word in sys.argv[1:] if word not in without)])
 
 
 def integers(text: str | None, option: str) -> tuple[int, ...] | None:
@@ -150,6 +151,18 @@ def integers(text: str | None, option: str) -> tuple[int, ...] | None:
             raise click.BadParameter(f"must be numbers such as 0,2,5-8, got {text!r}", param_hint=option)
         numbers += range(int(first), int(last) + 1)
     return tuple(dict.fromkeys(numbers))
+
+
+def shard_option(text: str) -> tuple[int, int]:
+    """`i/n` as numbers.
+
+    Raises:
+        click.BadParameter: something else.
+    """
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise click.BadParameter(f"must be i/n with 0 <= i < n, got {text!r}", param_hint="--shard")
+    return int(index), int(count)
 
 
 def names(text: str) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ def command(output: Output, seeds: str, out: str, force: bool, workers: int | No
     from rankkit.cli.train_pair import new_run, train_and_report
     from rankkit.studies.configure import run_config
     from rankkit.studies.measure_config import MeasureConfig
+    from rankkit.studies.run_source import RunSource
     from rankkit.training.environment import choose_device
 
     started = perf_counter()
@@ -37,7 +38,7 @@ def command(output: Output, seeds: str, out: str, force: bool, workers: int | No
     trained = train_and_report(run, output, place, workers, (0, 1), next_step=False)
     output.say()
     measured = measure_and_report(
-        run, MeasureConfig(), run.directory.spectrum, output, place, force=force, next_step=False
+        RunSource(run, place), MeasureConfig(), run.directory.spectrum, output, place, force=force, next_step=False
     )
     output.say(
         f"\nEverything is in {out} ({(perf_counter() - started) / 60:.1f} minutes). Look at {run.directory.figures}."

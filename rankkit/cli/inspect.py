@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rankkit.cli.comparison_table import show_comparison
 from rankkit.cli.console import FAILED, Output, common_options, examples, guarded
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def _checks(description: FileDescription) -> str:
 
 def _show_file(description: FileDescription, output: Output) -> None:
     from rankkit.spectra.baselines import BASELINE_DEFINITIONS
+    from rankkit.store import kept_in
 
     root = description.root.attributes
     output.say(f"{description.path}: {root['title']}, {description.size / 2**20:.1f} MiB")
@@ -113,6 +115,8 @@ def _show_file(description: FileDescription, output: Output) -> None:
             f"/{group.name}: mask {group.attributes['mask']}, objective {group.attributes['objective']}; {sizes}"
         )
         _show_group(group, output)
+        if kept := kept_in(description.path, group.name):
+            output.say(f"  kept: {', '.join(kept)}; measure them again with rankkit spectrum FILE")
     rules = {group.name: group.attributes.get("method_rule") for group in description.groups}
     for group in description.baselines:
         output.say(f"/{group.name}: {BASELINE_DEFINITIONS.get(str(group.baseline), 'a baseline')}")
@@ -120,6 +124,8 @@ def _show_file(description: FileDescription, output: Output) -> None:
     _show_definitions(description, output)
     if description.comparison is not None:
         _show_comparison(description.comparison, output)
+        if not output.as_json:
+            show_comparison(description.path, output)
     for arm in description.functional:
         output.say(f"/functional/{arm}: loss when attention is cut to its leading singular triplets")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import shlex
 import sys
@@ -22,6 +23,7 @@ from rankkit.cli.console import (
     guarded,
     integers,
     names,
+    shard_option,
 )
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from rankkit.studies.measure import Measured
     from rankkit.studies.measure_config import MeasureConfig
     from rankkit.studies.measure_plan import Plan
-    from rankkit.studies.run import Run
+    from rankkit.studies.source import Source
 
 __all__ = ["command", "measure_and_report"]
 
@@ -40,16 +42,24 @@ _METHODS = ("auto", "exact", "gram", "svd", "matrix-free")
     "spectrum",
     epilog=examples(
         "rankkit spectrum runs/tiny",
+        "rankkit spectrum runs/tiny --resume",
         "rankkit spectrum runs/tiny --samples 8 --layers 0,2-3 --regions prefix_block",
         "rankkit spectrum runs/tiny --checkpoints every:100 --samples 4 --out training.h5",
         "rankkit spectrum runs/tiny --baselines uniform,init,shuffled --layer-output --functional",
         "rankkit spectrum runs/tiny --sequence-length 16384 --method matrix-free --layers 1 --heads 0 --regions full",
         "rankkit spectrum runs/tiny --measures all --method svd --out exact.h5",
+        "rankkit spectrum runs/tiny --keep-qk --samples 4 --out kept.h5",
+        "rankkit spectrum kept.h5 --method svd --out again.h5",
+        "rankkit spectrum attention.npz --mask prefix:128",
         "rankkit spectrum runs/tiny --plan",
     ),
 )
-@click.argument("run")
+@click.argument("target", metavar="RUN|FILE|ARRAYS")
 @click.option("--samples", type=click.IntRange(1), help="Held-out sequences.  [default: 32; 1 where matrix-free]")
+@click.option(
+    "--shard", default="0/1", show_default=True, help="Part i of n of the samples; `rankkit merge` joins them."
+)
+@click.option("--seeds", help="Such as 0,2.  [default: all that are finished]")
 @click.option("--sequence-length", type=click.IntRange(1), help="Tokens per sequence.  [default: the run's]")
 @click.option(
     "--prefix-length", type=click.IntRange(0), help="One p for all samples.  [default: the evaluation's, half]"
@@ -74,32 +84,86 @@ _METHODS = ("auto", "exact", "gram", "svd", "matrix-free")
 @click.option("--leading", type=click.IntRange(1), default=32, show_default=True, help="Matrix-free: singular values.")
 @click.option("--half-width", type=float, default=0.05, show_default=True,
               help="Matrix-free: stop when the effective rank's bracket is +- this share.")  # fmt: skip
+@click.option("--keep-qk", is_flag=True, help="Also keep Q and K: the file can be measured again without the model.")
+@click.option("--keep-attention", is_flag=True, help="Also keep the attention matrices under their own mask.")
+@click.option("--keep-limit", type=click.FloatRange(min=0, min_open=True), default=2.0, show_default=True,
+              help="GiB that may be kept.")  # fmt: skip
+@click.option("--mask", help="ARRAYS: the mask they were made under: causal, prefix:P or none.")
+@click.option("--scale", type=float, help="ARRAYS of Q and K: factor of the logits.  [default: 1/sqrt(features)]")
 @click.option("--memory", type=click.IntRange(1), default=512, show_default=True, help="MiB for dense matrices.")
 @click.option("--workers", type=click.IntRange(1), help="Threads for the singular values.  [default: one per core]")
-@click.option("--out", type=click.Path(dir_okay=False), help="HDF5 file to make.  [default: RUN/spectrum.h5]")
-@click.option("--force", is_flag=True, help="Replace an existing file.")
-@click.option("--plan", is_flag=True, help="Print the number of matrices and the expected time; do nothing.")
+@click.option("--out", type=click.Path(dir_okay=False),
+              help="HDF5 file to make.  [default: RUN/spectrum.h5, or NAME-measured.h5 beside FILE or ARRAYS]")  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace an existing file, or what an interrupted measurement kept.")
+@click.option("--resume", is_flag=True, help="Continue an interrupted measurement: the same command, with this.")
+@click.option("--plan", is_flag=True, help="Print the number of matrices, bytes kept and expected time; do nothing.")
 @device_option
 @common_options
 @guarded
-def command(output: Output, run: str, device: str, out: str | None, force: bool, plan: bool, **options: Any) -> None:
+def command(
+    output: Output,
+    target: str,
+    device: str,
+    out: str | None,
+    force: bool,
+    resume: bool,
+    plan: bool,
+    mask: str | None,
+    scale: float | None,
+    **options: Any,
+) -> None:
     """Capture Q and K of every head, measure the singular values, write HDF5, split the rank gap.
 
     RUN is a run directory of `rankkit train-pair`. Every head of every arm is measured under its own mask and under the
     other arm's (the mask-swap control): gap = mask effect + learned effect. Regions: the whole matrix, the prefix block
     (only there can a prefix mask lose rank), and both without the first key, where the sink usually is.
+
+    FILE is a spectrum file made with --keep-qk: the same numbers without the model. ARRAYS (.npy, .npz, .h5) holds
+    attention matrices, or queries and keys, that other tools made; say their --mask.
     """
-    from rankkit.studies.run import open_run
     from rankkit.training.environment import choose_device
 
-    place = choose_device(device)
-    opened = open_run(Path(run))
+    place, path = choose_device(device), Path(target)
     config = _configuration(**options)
-    if plan:
-        _show_plan(opened, config, output)
-        return
-    path = Path(out) if out else opened.directory.spectrum
-    output.result(measure_and_report(opened, config, path, output, place, force=force))
+    with _opened(path, place, mask, scale) as source:
+        if plan:
+            _show_plan(source, config, output)
+            return
+        made = Path(out) if out else _default_output(source, path)
+        output.result(measure_and_report(source, config, made, output, place, force=force, resume=resume))
+
+
+@contextlib.contextmanager
+def _opened(path: Path, device: Any, mask: str | None, scale: float | None) -> Iterator[Source]:
+    """The run, kept factors or arrays of that name."""
+    from rankkit.studies.array_source import ArrayMask, array_source
+    from rankkit.studies.kept_source import kept_source
+    from rankkit.studies.run import open_run
+    from rankkit.studies.run_source import RunSource
+
+    arrays = path.suffix in (".npy", ".npz")
+    if arrays and mask is None:
+        raise click.UsageError("--mask must say under which mask ARRAYS were made: causal, prefix:P or none.")
+    if mask is None and scale is not None:
+        raise click.UsageError("--scale must stand with ARRAYS and their --mask: a run or spectrum file has its own.")
+    if mask is not None and path.is_dir():
+        raise click.UsageError("--mask must stand with ARRAYS: a run says its own.")
+    if mask is not None:
+        with array_source(path, ArrayMask.parsed(mask), device, scale=scale) as given:
+            yield given
+    elif path.is_file():
+        with kept_source(path, device) as kept:
+            yield kept
+    else:
+        yield RunSource(open_run(path), device)
+
+
+def _default_output(source: Source, path: Path) -> Path:
+    from rankkit.studies.run_source import RunSource
+
+    if isinstance(source, RunSource):
+        return source.run.directory.spectrum
+    return path.with_name(f"{path.stem}-measured.h5")
 
 
 def _configuration(
@@ -108,12 +172,15 @@ def _configuration(
     baselines: str | None,
     layers: str | None,
     heads: str | None,
+    seeds: str | None,
+    shard: str,
     functional: bool,
     functional_scopes: str | None,
     functional_ranks: str | None,
     leading: int,
     half_width: float,
     memory: int,
+    keep_limit: float,
     **others: Any,
 ) -> MeasureConfig:
     from rankkit.axes import REGIONS
@@ -127,6 +194,8 @@ def _configuration(
     return MeasureConfig(
         layers=integers(layers, "--layers"),
         heads=integers(heads, "--heads"),
+        seeds=integers(seeds, "--seeds"),
+        shard=shard_option(shard),
         regions=chosen(regions, REGIONS, REGIONS),
         measures=chosen(measures, tuple(MEASURES), DEFAULT_MEASURES),
         baselines=chosen(baselines, BASELINES, ()),
@@ -134,6 +203,7 @@ def _configuration(
         functional_ranks=integers(functional_ranks, "--functional-ranks"),
         matrix_free=MatrixFreeConfig(leading=leading, half_width=half_width),
         memory_budget=memory << 20,
+        keep_limit=int(keep_limit * 2**30),
         **others,
     )
 
@@ -149,20 +219,22 @@ def _scopes(functional: bool, scopes: str | None, ranks: str | None) -> tuple[Sc
     return chosen  # type: ignore[return-value]  # checked by MeasureConfig
 
 
-def _show_plan(run: Run, config: MeasureConfig, output: Output) -> None:
-    from rankkit.studies.measure import plan_functional
-    from rankkit.studies.measure_plan import plan_measurement
+def _show_plan(source: Source, config: MeasureConfig, output: Output) -> None:
+    from rankkit.studies.measure import check_kept, kept_bytes, plan_functional
 
-    plan, cuts = plan_measurement(run, config), plan_functional(run, config)
-    _warn_of_length(run, plan, output)
-    seconds = _expected_seconds(run, config, plan)
+    plan, cuts = source.plan(config), plan_functional(source, config)
+    check_kept(plan, config)
+    _warn_of_length(source, plan, output)
+    seconds, kept = _expected_seconds(source, config, plan), kept_bytes(plan, config)
     output.say(
         f"matrices: {plan.matrices:,}; sequences: {len(plan.sequences):,}; steps: {', '.join(map(str, plan.steps))}"
     )
     for region, (method, rule) in plan.methods.items():
-        output.say(f"  {region}: {plan.size(region)} x {plan.size(region)}, {method} ({rule})")
+        output.say(f"  {region}: {' x '.join(map(str, plan.shape(region)))}, {method} ({rule})")
     if cuts is not None:
         output.say(f"functional rank: {cuts.passes:,} forward passes, {cuts.decompositions:,} matrices decomposed")
+    if kept:
+        output.say(f"kept: {_size(kept)} before compression, of at most {_size(config.keep_limit)}")
     output.say(f"time: about {_duration(seconds)} (from a little of the work done now)")
     output.result(
         {
@@ -170,6 +242,7 @@ def _show_plan(run: Run, config: MeasureConfig, output: Output) -> None:
             "sequences": len(plan.sequences),
             "steps": list(plan.steps),
             "seconds": seconds,
+            "kept_bytes": kept,
             "sizes": {region: plan.size(region) for region in plan.regions},
             "methods": {region: method for region, (method, _) in plan.methods.items()},
             "rules": {region: rule for region, (_, rule) in plan.methods.items()},
@@ -180,14 +253,16 @@ def _show_plan(run: Run, config: MeasureConfig, output: Output) -> None:
     )
 
 
-def _expected_seconds(run: Run, config: MeasureConfig, plan: Plan) -> float:
+def _expected_seconds(source: Source, config: MeasureConfig, plan: Plan) -> float:
     """Of the spectra, and of the cuts where those are asked for."""
     from rankkit.studies import functional_sweep
     from rankkit.studies.measure import plan_functional
     from rankkit.studies.measure_plan import expected_seconds
+    from rankkit.studies.run_source import RunSource
 
-    cuts = plan_functional(run, config)
-    of_cuts = 0.0 if cuts is None else functional_sweep.expected_seconds(run, cuts, workers=config.workers)
+    cuts, of_cuts = plan_functional(source, config), 0.0
+    if cuts is not None and isinstance(source, RunSource):
+        of_cuts = functional_sweep.expected_seconds(source.run, cuts, workers=config.workers)
     return expected_seconds(plan, config) + of_cuts
 
 
@@ -195,8 +270,16 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} minutes" if seconds >= 30 else f"{seconds:.0f} seconds"
 
 
-def _warn_of_length(run: Run, plan: Plan, output: Output) -> None:
-    trained = run.config.base.model.sequence_length
+def _size(count: int) -> str:
+    return f"{count / 2**30:.3g} GiB" if count >= 2**30 else f"{count / 2**20:.3g} MiB"
+
+
+def _warn_of_length(source: Source, plan: Plan, output: Output) -> None:
+    from rankkit.studies.run_source import RunSource
+
+    if not isinstance(source, RunSource):
+        return
+    trained = source.run.config.base.model.sequence_length
     if plan.sequence_length > trained:
         output.note(
             f"warning: {plan.sequence_length:,} tokens are more than the {trained:,} that the models were trained on."
@@ -204,34 +287,31 @@ def _warn_of_length(run: Run, plan: Plan, output: Output) -> None:
 
 
 def measure_and_report(
-    run: Run,
+    source: Source,
     config: MeasureConfig,
     path: Path,
     output: Output,
     device: Any,
     *,
     force: bool,
+    resume: bool = False,
     next_step: bool = True,
 ) -> dict[str, Any]:
     """Measure with progress, then show the decomposition and draw the figures; returns the same as plain values."""
-    from rankkit.studies.drive import interruption
-    from rankkit.studies.measure import MeasurementInterruptedError, measure_run
-    from rankkit.studies.measure_plan import plan_measurement
+    from rankkit.studies.measure import check_kept, kept_bytes
 
-    plan = plan_measurement(run, config)
-    _warn_of_length(run, plan, output)
-    output.note(f"{plan.matrices:,} matrices, about {_duration(_expected_seconds(run, config, plan))}")
+    plan = source.plan(config)
+    check_kept(plan, config)
+    _warn_of_length(source, plan, output)
+    output.note(f"{plan.matrices:,} matrices, about {_duration(_expected_seconds(source, config, plan))}")
+    if kept := kept_bytes(plan, config):
+        output.note(f"keeping {_size(kept)} before compression")
     started = perf_counter()
-    try:
-        with interruption() as request, output.progress(plan.matrices) as advance:
-            found = measure_run(
-                run, config, path, device=device, command=command_line(), force=force, on_progress=advance, stop=request
-            )
-    except MeasurementInterruptedError as error:
-        click.echo(f"Interrupted: {error}", err=True)
-        raise click.exceptions.Exit(INTERRUPTED) from None
+    found = _measured(source, config, path, plan, output, device, force=force, resume=resume)
     elapsed = perf_counter() - started
-    shown = _show(run, found, path, output)
+    if found.resumed:
+        output.note(f"{found.resumed:,} finished slabs were taken over")
+    shown = _show(found, path, output)
     figures = _figures(found, path)
     peak = _peak_bytes() / 2**20
     output.say(f"\n{plan.matrices:,} matrices in {elapsed:.0f} s, peak memory {peak:.0f} MiB")
@@ -245,12 +325,47 @@ def measure_and_report(
         "matrices": plan.matrices,
         "seconds": elapsed,
         "peak_mebibytes": peak,
+        "resumed": found.resumed,
         "figures": [str(figure) for figure in figures],
         **shown,
     }
 
 
-def _show(run: Run, found: Measured, path: Path, output: Output) -> dict[str, Any]:
+def _measured(
+    source: Source,
+    config: MeasureConfig,
+    path: Path,
+    plan: Plan,
+    output: Output,
+    device: Any,
+    *,
+    force: bool,
+    resume: bool,
+) -> Measured:
+    """Measure under a progress bar; an interruption says what is kept and how to go on."""
+    from rankkit.studies.drive import interruption
+    from rankkit.studies.measure import MeasurementInterruptedError, measure_attention
+
+    first = command_line(without=("--resume",))
+    try:
+        with interruption() as request, output.progress(plan.matrices) as advance:
+            return measure_attention(
+                source,
+                config,
+                path,
+                device=device,
+                command=first,
+                force=force,
+                resume=resume,
+                on_progress=advance,
+                stop=request,
+            )
+    except MeasurementInterruptedError as error:
+        click.echo(f"Interrupted: {error}\nContinue with: {first} --resume", err=True)
+        raise click.exceptions.Exit(INTERRUPTED) from None
+
+
+def _show(found: Measured, path: Path, output: Output) -> dict[str, Any]:
     """Tables and sentences; the same as plain values."""
     from rankkit.cli.functional_table import functional_as_dict, show_functional
     from rankkit.cli.reference_table import show_baselines, show_errors, show_layer_outputs
@@ -264,7 +379,7 @@ def _show(run: Run, found: Measured, path: Path, output: Output) -> dict[str, An
     split, headline = found.decomposition, _headline(found)
     output.say(_setting(found))
     if split is None:
-        output.say(f"No gap to split: {_why_no_gap(run)}.")
+        output.say(f"No gap to split: {_why_no_gap(found)}.")
     else:
         show_decomposition(split, headline, output)
         if len(found.by_step) > 1:
@@ -291,21 +406,23 @@ def _headline(found: Measured) -> str:
     return "effective_rank" if "effective_rank" in known else next(iter(known))
 
 
-def _why_no_gap(run: Run) -> str:
+def _why_no_gap(found: Measured) -> str:
     from rankkit.studies.decomposition import causal_and_prefix
 
-    if causal_and_prefix(run) is None:
-        return "the run has no causal and prefix arm with the same objective"
+    if causal_and_prefix(found.plan.facts) is None:
+        return "there are no causal and prefix arm with the same objective"
+    if "swapped" not in found.plan.applied:
+        return "without queries and keys no mask can be swapped"
     return "nothing was measured that has a mean"
 
 
 def _setting(found: Measured) -> str:
     """What the ranks below depend on, in a line."""
     plan = found.plan
-    documents = len(set(plan.documents.tolist()))
+    of = "" if plan.documents is None else f" of {len(set(plan.documents.tolist()))} documents"
     steps = ", ".join(map(str, plan.steps))
     return (
-        f"n = {plan.sequence_length}, p = {plan.prefix_length}; {len(plan.sequences)} sequences of {documents} documents; "
+        f"n = {plan.sequence_length}, p = {plan.prefix_length}; {len(plan.sequences)} sequences{of}; "
         f"layers {_ranges(plan.layers)}, heads {_ranges(plan.heads)}; step {steps}\n"
     )
 

@@ -18,6 +18,7 @@ from rankkit.cli.console import (
     guarded,
     integers,
     names,
+    shard_option,
 )
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def command(output: Output, resume: str | None, device: str, workers: int | None
     from rankkit.training.environment import choose_device
 
     place = choose_device(device)
-    part = _shard(shard)
+    part = shard_option(shard)
     if resume is not None:
         _refuse_with_resume(options)
         output.result(train_and_report(open_run(Path(resume)), output, place, workers, part))
@@ -87,13 +88,6 @@ def command(output: Output, resume: str | None, device: str, workers: int | None
     out = Path(options["out"] or f"runs/{options['preset'] or 'tiny'}")
     run = new_run(config, out, place, workers, options["force"], output)
     output.result(train_and_report(run, output, place, workers, part))
-
-
-def _shard(text: str) -> tuple[int, int]:
-    index, slash, count = text.partition("/")
-    if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
-        raise click.BadParameter(f"must be i/n with 0 <= i < n, got {text!r}", param_hint="--shard")
-    return int(index), int(count)
 
 
 def _refuse_with_resume(options: dict[str, Any]) -> None:

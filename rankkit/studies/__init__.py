@@ -7,10 +7,10 @@ from rankkit.studies.decomposition import Decomposition, decompose
 from rankkit.studies.functional import FunctionalRank
 from rankkit.studies.functional_sweep import functional_rank, plan_functional_rank
 from rankkit.studies.losses import LossComparison, compare_losses, verdict
-from rankkit.studies.measure import Measured, measure_run
+from rankkit.studies.measure import Measured, measure_attention, measure_run
 from rankkit.studies.measure_config import MeasureConfig
-from rankkit.studies.measure_plan import plan_measurement
 from rankkit.studies.run import Run, create_run, load_model, open_run
+from rankkit.studies.run_source import plan_measurement
 from rankkit.studies.train_pair import train_pair, train_units
 from rankkit.studies.truncation import truncated_attention
 
@@ -28,6 +28,7 @@ __all__ = [
     "decompose",
     "functional_rank",
     "load_model",
+    "measure_attention",
     "measure_run",
     "open_run",
     "plan_functional_rank",

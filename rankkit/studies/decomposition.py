@@ -14,7 +14,7 @@ separately trained models do not correspond.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Final
@@ -29,7 +29,7 @@ from rankkit.studies.run import Run
 from rankkit.studies.same_mask import SameMask, same_mask
 from rankkit.training.config import ArmConfig, Objective
 
-__all__ = ["EFFECTS", "Decomposition", "Row", "causal_and_prefix", "decompose", "effects", "untrained"]
+__all__ = ["EFFECTS", "ArmFacts", "Decomposition", "Row", "arms_of", "causal_and_prefix", "decompose", "effects"]
 
 EFFECTS: Final = ("gap", "mask_effect", "learned_effect", "interaction")
 
@@ -38,6 +38,20 @@ Array = NDArray[np.float64]
 _NAMES_OF_KEYS: Final = ("sink_position",)  # a key's index has no mean over heads, and no difference
 _OF_THE_PREFIX: Final = ("prefix_block", "prefix_block_first_key_removed")
 _WIDENED: Final = "widened by the brackets of estimates"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ArmFacts:
+    """What a comparison needs to know of an arm, wherever its numbers come from."""
+
+    name: str
+    """Of its group."""
+    mask: str
+    """Name of its own mask."""
+    objective: str
+    """What its loss covered."""
+    untrained: NDArray[np.bool_]
+    """"region layer": where the loss hardly reaches its attention."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +164,28 @@ class Decomposition:
         return found
 
 
-def untrained(region: str, layer: int, config: ArmConfig) -> bool:
+def arms_of(run: Run, regions: Sequence[str] = (), layers: Sequence[int] = ()) -> tuple[ArmFacts, ...]:
+    """The arms of a run.
+
+    Args:
+        run: finished or not.
+        regions: to flag as trained or hardly trained.
+        layers: the same.
+    """
+    return tuple(_arm(name, run.config.arm(name), regions, layers) for name in run.config.arms)
+
+
+def _arm(name: str, config: ArmConfig, regions: Sequence[str], layers: Sequence[int]) -> ArmFacts:
+    flags = [[_untrained(region, layer, config) for layer in layers] for region in regions]
+    return ArmFacts(
+        name=name,
+        mask=str(config.model.mask),
+        objective=str(config.train.objective),
+        untrained=np.array(flags, dtype=np.bool_).reshape(len(regions), len(layers)),
+    )
+
+
+def _untrained(region: str, layer: int, config: ArmConfig) -> bool:
     """Whether the loss hardly reaches this part of a layer's attention.
 
     Under a suffix loss the last layer's rows before p - 1 enter the loss only where training drew a shorter prefix.
@@ -181,50 +216,48 @@ def effects(causal_own: Array, causal_swapped: Array, prefix_own: Array, prefix_
     }
 
 
-def causal_and_prefix(run: Run) -> tuple[str, str] | None:
-    """The first causal and the first prefix arm that share an objective; None where the run has no such two."""
-    for causal, prefix in product(run.config.arms, repeat=2):
-        one, other = run.config.arm(causal), run.config.arm(prefix)
-        masks = (one.model.mask, other.model.mask)
-        if masks == (MaskKind.CAUSAL, MaskKind.PREFIX) and one.train.objective == other.train.objective:
-            return causal, prefix
+def causal_and_prefix(arms: Iterable[ArmFacts]) -> tuple[str, str] | None:
+    """The first causal and the first prefix arm that share an objective; None where there are no such two."""
+    for causal, prefix in product(tuple(arms), repeat=2):
+        masks = (causal.mask, prefix.mask)
+        if masks == (str(MaskKind.CAUSAL), str(MaskKind.PREFIX)) and causal.objective == prefix.objective:
+            return causal.name, prefix.name
     return None
 
 
 def decompose(
-    run: Run,
+    arms: Sequence[ArmFacts],
     values: Mapping[str, Mapping[str, Array]],
     documents: NDArray[np.int64],
     layers: tuple[int, ...],
     regions: tuple[str, ...],
     *,
-    step: int | None = None,
+    step: int,
     brackets: Mapping[str, Mapping[str, Bracket]] | None = None,
 ) -> Decomposition | None:
     """Split every measure's gap, at one step of training.
 
     Args:
-        run: whose arms were measured.
+        arms: that were measured.
         values: by arm and measure, "seed region applied_mask sequence layer head" with applied masks own, swapped; what
             is not finite has no value.
         documents: "sequence", the held-out document of each.
         layers: that were measured.
         regions: that were measured.
-        step: of the checkpoints; the last one unless given.
+        step: of the checkpoints.
         brackets: by arm and measure, (lower, upper) like the values: what stands for a value that is not there. Means take
             the middle, and every interval is widened by the mean half-brackets as if all errors had one sign.
 
     Returns:
-        None where the run has no causal and prefix arm with the same objective, or nothing was measured that has a mean.
+        None where there are no causal and prefix arm with the same objective, or nothing was measured that has a mean.
 
     Raises:
         ConfigurationError: a bracket of another shape than its values, or upside down.
     """
-    pair = causal_and_prefix(run)
+    pair = causal_and_prefix(arms)
     if pair is None or not values[pair[0]].keys() - set(_NAMES_OF_KEYS):
         return None
-    config = run.config.arm(pair[0])
-    flags = np.array([[untrained(region, layer, config) for layer in layers] for region in regions])
+    flags = next(arm.untrained for arm in arms if arm.name == pair[0])
     rows = {}
     for measure in values[pair[0]]:
         if measure not in _NAMES_OF_KEYS:
@@ -233,7 +266,7 @@ def decompose(
             rows[measure] = _rows(means[0], means[1], documents, layers, regions, flags)
     return Decomposition(
         arms=pair,
-        step=run.config.base.train.steps if step is None else step,
+        step=step,
         measures=tuple(rows),
         regions=regions,
         layers=layers,

@@ -9,15 +9,18 @@ takes 200 / 100 / 310 seconds of processor time for all / layer / head.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache, partial
+from hashlib import sha256
 from itertools import product
 from time import perf_counter
 from typing import Final
 
 import numpy as np
 import torch
+from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -30,12 +33,14 @@ from rankkit.models.transformer import Transformer
 from rankkit.operators import AttentionOperator
 from rankkit.spectra.exact import DEFAULT_MEMORY_BUDGET
 from rankkit.spectra.truncated import COPIES, Triplets, cut_product, singular_triplets
+from rankkit.store.journal import Journal
 from rankkit.studies.certificate import build_certificate, certificate_problems
-from rankkit.studies.decomposition import causal_and_prefix
+from rankkit.studies.decomposition import arms_of, causal_and_prefix
 from rankkit.studies.functional import CUTS, SCOPES, ArmCuts, Array, FunctionalRank, Scope
 from rankkit.studies.measure_config import MeasureConfig
-from rankkit.studies.measure_plan import MeasurementInterruptedError, plan_measurement
+from rankkit.studies.measure_plan import MeasurementInterruptedError
 from rankkit.studies.run import Run
+from rankkit.studies.run_source import plan_measurement
 from rankkit.training.checkpoints import load_model
 from rankkit.training.environment import prepare_device
 from rankkit.training.evaluation import evaluate
@@ -103,6 +108,7 @@ def plan_functional_rank(
     *,
     ranks: Sequence[int] | None = None,
     scopes: Sequence[Scope] = DEFAULT_SCOPES,
+    seeds: Sequence[int] | None = None,
     samples: int | None = None,
     prefix_length: int | None = None,
     memory_budget: int = DEFAULT_MEMORY_BUDGET,
@@ -113,6 +119,7 @@ def plan_functional_rank(
         run: with at least one finished seed in every arm.
         ranks: k; None for 1, 2, 4, ... and n.
         scopes: from `SCOPES`.
+        seeds: of the models; None for all that are finished.
         samples: held-out sequences, spread over those of the evaluation; None for 16, or all where there are fewer.
         prefix_length: p of all sequences; None for the evaluation's.
         memory_budget: bytes for dense matrices at any time; at least one sequence is always worked on.
@@ -130,11 +137,13 @@ def plan_functional_rank(
         count = run.config.base.train.evaluation_sequences
         available = evaluation_sequences(run.tokens(), count=count, sequence_length=n).tokens
         samples = min(DEFAULT_SAMPLES, len(available))
-    plan = plan_measurement(run, MeasureConfig(samples=samples, prefix_length=prefix_length))
+    chosen = None if seeds is None else tuple(seeds)
+    plan = plan_measurement(run, MeasureConfig(seeds=chosen, samples=samples, prefix_length=prefix_length))
     if plan.prefix_length >= n:
         raise ConfigurationError(
             f"prefix_length must be below {n} to leave tokens to predict, got {plan.prefix_length}. Shorten it."
         )
+    assert plan.documents is not None, "the sequences of a run come from documents"
     fitting = memory_budget // (COPIES * 8 * n * n * model.num_heads)
     return FunctionalPlan(
         ranks=_checked_ranks(ranks, n),
@@ -182,11 +191,13 @@ def functional_rank(
     *,
     ranks: Sequence[int] | None = None,
     scopes: Sequence[Scope] = DEFAULT_SCOPES,
+    seeds: Sequence[int] | None = None,
     samples: int | None = None,
     prefix_length: int | None = None,
     device: torch.device | None = None,
     workers: int | None = None,
     memory_budget: int = DEFAULT_MEMORY_BUDGET,
+    journal: Journal | None = None,
     on_progress: Callable[[CutProgress], None] = lambda progress: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> FunctionalRank:
@@ -196,32 +207,37 @@ def functional_rank(
         run: with at least one finished seed in every arm; its last checkpoints are measured.
         ranks: k; None for 1, 2, 4, ... and n.
         scopes: which heads are cut at once, from `SCOPES`.
+        seeds: of the models; None for all that are finished.
         samples: held-out sequences; None for 16, or all where there are fewer.
         prefix_length: p of all sequences; None for the evaluation's.
         device: where the model runs and matrices are formed; None for the CPU. LAPACK runs on the CPU.
         workers: threads for LAPACK; None for the available cores.
         memory_budget: bytes for dense matrices at any time.
-        on_progress: told after every forward pass.
+        journal: keeps the loss of every forward pass, and gives back those that it has, bit for bit; opened with facts that
+            hold everything they depend on: run, checkpoints, prefix, device, precision, threads, versions.
+        on_progress: told after every forward pass, also after one that the journal had.
         stop: asked after every forward pass.
 
     Returns:
         Extra losses, paired by sequence.
 
     Raises:
-        MeasurementInterruptedError: stopped as asked; nothing was kept.
+        MeasurementInterruptedError: stopped as asked; the journal has what was finished.
+        StorageError: the journal cannot be written.
         MatchError: the arms do not match.
         NonFiniteLossError: a model whose loss or attention is not finite.
         RankkitError: as `plan_functional_rank` raises.
     """
     plan = plan_functional_rank(
-        run, ranks=ranks, scopes=scopes, samples=samples, prefix_length=prefix_length, memory_budget=memory_budget
-    )
+        run, ranks=ranks, scopes=scopes, seeds=seeds, samples=samples, prefix_length=prefix_length,
+        memory_budget=memory_budget,
+    )  # fmt: skip
     place = torch.device("cpu") if device is None else device
     prepare_device(place, torch.get_num_threads())
     unmatched = certificate_problems(build_certificate(run))
     if unmatched:
         raise MatchError(f"arms must match to be compared, but {unmatched[0]}. See rankkit inspect RUN --verify.")
-    sweep = _Sweep(run, plan, place, workers, memory_budget, on_progress, stop)
+    sweep = _Sweep(run, plan, place, workers, memory_budget, journal, on_progress, stop)
     names = tuple(dict.fromkeys(arm for arm, _ in plan.units))
     return FunctionalRank(
         ranks=plan.ranks,
@@ -230,7 +246,7 @@ def functional_rank(
         prefix_length=plan.prefix_length,
         documents=plan.documents,
         arms=tuple(sweep.arm(name) for name in names),
-        pair=causal_and_prefix(run),
+        pair=causal_and_prefix(arms_of(run)),
     )
 
 
@@ -260,6 +276,30 @@ class _Unit:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One model on a batch of sequences; what the journal has whole is never made."""
+
+    arm: str
+    seed: int
+    rows: slice
+    tokens: NDArray[np.int64]
+    """"sequence position"."""
+    prefix_length: int
+    model: Callable[[], Transformer]
+    """Loaded when it is first asked for."""
+    operators: Callable[[], list[AttentionOperator]]
+    """Every layer's Q and K without a cut, "sequence head query feature"; captured when they are first asked for."""
+
+    def key(self, *names: object) -> str:
+        """In the journal; tells these sequences from any others."""
+        inputs = sha256(
+            np.asarray([self.prefix_length, *self.tokens.shape, *self.tokens.flat], dtype=np.int64).tobytes()
+        )
+        place = ("functional", self.arm, f"seed-{self.seed}", f"inputs-{inputs.hexdigest()[:32]}")
+        return "/".join(map(str, (*place, *names)))
+
+
 class _Sweep:
     """Cuts one model after the other."""
 
@@ -270,11 +310,12 @@ class _Sweep:
         device: torch.device,
         workers: int | None,
         memory_budget: int,
+        journal: Journal | None,
         on_progress: Callable[[CutProgress], None],
         stop: Callable[[], bool],
     ) -> None:
         self._run, self._plan, self._device = run, plan, device
-        self._workers, self._memory_budget = workers, memory_budget
+        self._workers, self._memory_budget, self._journal = workers, memory_budget, journal
         self._on_progress, self._stop, self._done = on_progress, stop, 0
 
     def arm(self, name: str) -> ArmCuts:
@@ -296,27 +337,41 @@ class _Sweep:
         )
 
     def _unit(self, arm: str, seed: int) -> _Unit:
-        model = _load(self._run, arm, seed).to(self._device)
         unit = _Unit.unfilled(self._plan)
+        model = cache(lambda: _load(self._run, arm, seed).to(self._device))
         for rows in self._plan.batches:
             tokens = self._plan.sequences[rows]
-            unit.loss_uncut[rows] = self._loss(model, tokens)
-            if not np.isfinite(unit.loss_uncut[rows]).all():
-                raise NonFiniteLossError(
-                    f"loss must be finite before anything is cut, got {arm} under seed {seed} without one. Train it again."
-                )
-            for operator in self._operators(model, tokens):
-                triplets = singular_triplets(operator, workers=self._workers)
-                layer = int(operator.labels["layer"])
-                self._effects(unit, rows, layer, triplets)
-                self._cuts(unit, rows, layer, triplets, model, f"{arm}, seed {seed}, layer {layer}")
+            operators = cache(partial(self._operators, model, tokens))
+            part = _Part(arm, seed, rows, tokens, self._plan.prefix_length, model, operators)
+            unit.loss_uncut[rows] = self._kept(part.key("uncut"), partial(self._uncut, part))["loss"]
+            for layer in range(self._plan.layers):
+                triplets = cache(partial(self._triplets, part, layer))
+                self._effects(unit, part, layer, triplets)
+                self._cuts(unit, part, layer, triplets)
         return unit
 
-    def _operators(self, model: Transformer, tokens: NDArray[np.int64]) -> list[AttentionOperator]:
-        """Every layer's Q and K without a cut, "sequence head query feature"."""
+    def _kept(self, key: str, measure: Callable[[], dict[str, Array]]) -> Mapping[str, Array]:
+        """Arrays from the journal, or measured and put there."""
+        found = None if self._journal is None else self._journal.get(key)
+        if found is None:
+            found = measure()
+            if self._journal is not None:
+                self._journal.put(key, found)
+        return found
+
+    def _uncut(self, part: _Part) -> dict[str, Array]:
+        losses = self._loss(part.model(), part.tokens)
+        if not np.isfinite(losses).all():
+            raise NonFiniteLossError(
+                f"loss must be finite before anything is cut, got {part.arm} under seed {part.seed} without one. Train it "
+                "again."
+            )
+        return {"loss": losses}
+
+    def _operators(self, model: Callable[[], Transformer], tokens: NDArray[np.int64]) -> list[AttentionOperator]:
         batch = torch.tensor(tokens).to(self._device)
-        with torch.no_grad(), self._precision(), capture(model) as captured:
-            model(batch, self._plan.prefix_length)
+        with torch.no_grad(), self._precision(), capture(model()) as captured:
+            model()(batch, self._plan.prefix_length)
         found = []
         for factors in captured.layers:
             (_, operator), *others = factors.operators_by_mask()
@@ -324,52 +379,66 @@ class _Sweep:
             found.append(operator)
         return found
 
-    def _effects(self, unit: _Unit, rows: slice, layer: int, triplets: Triplets) -> None:
-        for k, rank in enumerate(self._plan.ranks):
-            effect = triplets.effect(rank)
-            unit.removed_share[rows, layer, :, k] = effect.removed.numpy(force=True)
-            for cut, error in (("remasked", effect.error), ("plain", effect.error_plain)):
-                unit.cut_error[rows, layer, :, k, CUTS.index(cut)] = error.numpy(force=True)
+    def _triplets(self, part: _Part, layer: int) -> Triplets:
+        (operator,) = (found for found in part.operators() if found.labels["layer"] == layer)
+        return singular_triplets(operator, workers=self._workers)
 
-    def _cuts(self, unit: _Unit, rows: slice, layer: int, triplets: Triplets, model: Transformer, label: str) -> None:
+    def _effects(self, unit: _Unit, part: _Part, layer: int, triplets: Callable[[], Triplets]) -> None:
+        def measure() -> dict[str, Array]:
+            effects = [triplets().effect(rank) for rank in self._plan.ranks]
+            cuts = [[effect.error, effect.error_plain] for effect in effects]  # as in CUTS
+            errors = [[error.numpy(force=True) for error in of_rank] for of_rank in cuts]
+            removed = [effect.removed.numpy(force=True) for effect in effects]
+            return {
+                "removed_share": rearrange(removed, "kept_rank sequence head -> sequence head kept_rank"),
+                "cut_error": rearrange(
+                    np.asarray(errors), "kept_rank cut sequence head -> sequence head kept_rank cut"
+                ),
+            }
+
+        found = self._kept(part.key(f"layer-{layer}", "effects", *self._plan.ranks), measure)
+        unit.removed_share[part.rows, layer] = found["removed_share"]
+        unit.cut_error[part.rows, layer] = found["cut_error"]
+
+    def _cuts(self, unit: _Unit, part: _Part, layer: int, triplets: Callable[[], Triplets]) -> None:
         """Every cut that involves one layer's own matrices; that of all heads belongs to the first."""
-        tokens, plan = self._plan.sequences[rows], self._plan
-        for (k, rank), (c, cut) in product(enumerate(plan.ranks), enumerate(CUTS)):
-            remask = cut == "remasked"
-            if "all" in plan.scopes and layer == 0:
-                unit.losses["all"][rows, k, c] = self._cut_loss(model, tokens, rank, remask, triplets)
-                self._advance(label)
-            if "layer" in plan.scopes:
-                found = self._cut_loss(model, tokens, rank, remask, triplets, layer)
-                unit.losses["layer"][rows, layer, k, c] = found
-                self._advance(label)
-            for head in range(plan.heads) if "head" in plan.scopes else ():
-                found = self._cut_loss(model, tokens, rank, remask, triplets[:, head : head + 1], layer, head)
-                unit.losses["head"][rows, layer, head, k, c] = found
-                self._advance(label)
+        plan = self._plan
+        places: dict[Scope, list[tuple[int, ...]]] = {
+            "all": [()] if layer == 0 else [],
+            "layer": [(layer,)],
+            "head": [(layer, head) for head in range(plan.heads)],
+        }
+        chosen = [(scope, place) for scope in plan.scopes for place in places[scope]]
+        for (k, rank), (c, cut), (scope, place) in product(enumerate(plan.ranks), enumerate(CUTS), chosen):
+            names = (f"{name}-{number}" for name, number in zip(("layer", "head"), place, strict=False))
+            measure = partial(self._cut_loss, part, triplets, rank, cut == "remasked", *place)
+            found = self._kept(part.key(*names, f"rank-{rank}", cut), measure)
+            where: tuple[int | slice, ...] = (part.rows, *place, k, c)
+            unit.losses[scope][where] = found["loss"]
+            self._advance(f"{part.arm}, seed {part.seed}, layer {layer}")
 
     def _cut_loss(
         self,
-        model: Transformer,
-        tokens: NDArray[np.int64],
+        part: _Part,
+        triplets: Callable[[], Triplets],
         rank: int,
         remask: bool,
-        triplets: Triplets,
         layer: int | None = None,
         head: int | None = None,
-    ) -> Array:
-        """Loss "sequence" with a cut; `triplets` are those of the chosen heads, of layer 0 where all layers are cut."""
+    ) -> dict[str, Array]:
+        """Loss "sequence" with a cut; `triplets` are those of the layer, or of layer 0 where all layers are cut."""
+        own = triplets() if head is None else triplets()[:, head : head + 1]
 
         def cut(operator: AttentionOperator, value: Tensor) -> Tensor:
             if layer is not None or operator.labels["layer"] == 0:
-                return triplets.product(value, rank, remask=remask)
+                return own.product(value, rank, remask=remask)
             return cut_product(
                 operator, value, rank=rank, remask=remask, workers=self._workers, memory_budget=self._memory_budget
             )
 
         layers, heads = ([place] if place is not None else None for place in (layer, head))
-        with replaced_attention(model, cut, layers=layers, heads=heads):
-            return self._loss(model, tokens)
+        with replaced_attention(part.model(), cut, layers=layers, heads=heads):
+            return {"loss": self._loss(part.model(), part.tokens)}
 
     def _loss(self, model: Transformer, tokens: NDArray[np.int64]) -> Array:
         with self._precision():
@@ -385,6 +454,9 @@ class _Sweep:
         self._done += 1
         self._on_progress(CutProgress(self._done, self._plan.passes, label))
         if self._stop():
-            raise MeasurementInterruptedError(
-                "functional rank was interrupted, and nothing of it was kept. Run the same command again."
-            )
+            kept = "nothing of it was kept. Run the same command again"
+            if self._journal is not None:
+                kept = (
+                    f"{self._done} of {self._plan.passes} passes are kept. Add --resume to the same command to continue"
+                )
+            raise MeasurementInterruptedError(f"functional rank was interrupted, and {kept}.")

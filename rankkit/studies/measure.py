@@ -1,48 +1,56 @@
-"""Measure a run: the spectrum of every head of every arm, under its own mask and the other arm's, into one file."""
+"""Measure attention: the spectrum of every head of every arm, under its own mask and the other arm's, into one file."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
-from rankkit.errors import ConfigurationError, MatchError
-from rankkit.hooks.capture import capture
-from rankkit.hooks.factors import LayerFactors
-from rankkit.masks import Mask, MaskKind
-from rankkit.models.transformer import Transformer
+from rankkit.errors import ConfigurationError
+from rankkit.files import check_output_file
+from rankkit.masks import Mask
 from rankkit.operators import AttentionOperator, Operator
-from rankkit.spectra import MEASURES, Spectrum, layer_output_spectrum, spectrum
+from rankkit.spectra import Spectrum, layer_output_spectrum, spectrum
 from rankkit.spectra.baselines import baseline
-from rankkit.store import SEQUENCES_PER_CHUNK, GroupWriter, Slab, SpectrumWriter
-from rankkit.studies.certificate import build_certificate, certificate_problems
-from rankkit.studies.decomposition import Decomposition, decompose
+from rankkit.store import GroupWriter, LayerSlab, Slab, SpectrumWriter
+from rankkit.store.journal import Journal
+from rankkit.studies.arm_values import ArmValues, decompositions, write_comparison
+from rankkit.studies.decomposition import Decomposition
 from rankkit.studies.functional import FunctionalRank
 from rankkit.studies.functional_sweep import CutProgress, FunctionalPlan, functional_rank, plan_functional_rank
 from rankkit.studies.measure_config import MeasureConfig
-from rankkit.studies.measure_plan import (
-    APPLIED,
-    MeasurementInterruptedError,
-    Plan,
-    measured_part,
-    plan_measurement,
-)
+from rankkit.studies.measure_journal import FINISHED, finished_slab, open_journal
+from rankkit.studies.measure_plan import APPLIED, MeasurementInterruptedError, Plan, PlannedArm, measured_part
 from rankkit.studies.run import Run
-from rankkit.studies.slabs import LAYER_MEASURES, group_layout, layer_slab, slab, write_functional
-from rankkit.training.checkpoints import load_model
+from rankkit.studies.run_source import RunSource
+from rankkit.studies.slabs import (
+    LAYER_MEASURES,
+    group_layout,
+    kept_names,
+    kept_slabs,
+    layer_slab,
+    slab,
+    write_functional,
+)
+from rankkit.studies.source import Place, Source, SourceFacts
 from rankkit.training.environment import environment, prepare_device
 
-__all__ = ["Measured", "MeasurementInterruptedError", "Progress", "measure_run", "plan_functional"]
-
-Array: TypeAlias = NDArray[np.float64]
+__all__ = [
+    "Measured",
+    "MeasurementInterruptedError",
+    "Progress",
+    "check_kept",
+    "kept_bytes",
+    "measure_attention",
+    "measure_run",
+    "plan_functional",
+]
 
 _ARM: Final = ""  # the group of the arm itself, beside its baselines
 
@@ -60,49 +68,19 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Values:
-    """What was measured of one arm."""
-
-    measures: dict[str, Array]
-    """By name, "seed step region applied_mask sequence layer head"; nan where there is only an estimate, or nothing."""
-    brackets: dict[str, tuple[Array, Array]]
-    """Lower and upper ends by name, the same axes; nan where the value is exact."""
-    status: NDArray[np.int8]
-    """Index into `store.STATUSES`, the same axes."""
-
-    def fill(self, taken: Slab, where: tuple[int | slice, ...]) -> None:
-        """Take over a batch "sequence head"."""
-        self.status[where] = taken.status
-        for name, values in taken.measures.items():
-            self.measures[name][where] = values
-        for name, ends in taken.brackets.items():
-            for table, values in zip(self.brackets[name], ends, strict=True):
-                table[where] = values
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Which checkpoint, by label and by position."""
-
-    arm: str
-    seed: int
-    step: int
-    seed_index: int
-    step_index: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Measured:
     """What a measurement found, beside its file."""
 
     plan: Plan
     """What was measured."""
-    values: Mapping[str, Values]
+    values: Mapping[str, ArmValues]
     """By arm."""
     by_step: Mapping[int, Decomposition] = field(default_factory=dict)
-    """The decomposition at every step measured; empty where the run has no causal and prefix arm with one objective."""
+    """The decomposition at every step measured; empty where there are no causal and prefix arm with one objective."""
     functional: FunctionalRank | None = None
     """What cutting attention costs, where that was asked for."""
+    resumed: int = 0
+    """Slabs that an interrupted measurement had finished."""
 
     @property
     def decomposition(self) -> Decomposition | None:
@@ -110,82 +88,141 @@ class Measured:
         return self.by_step[self.plan.steps[-1]] if self.by_step else None
 
 
-def measure_run(
-    run: Run,
-    config: MeasureConfig,
-    path: Path,
-    *,
-    device: torch.device,
-    command: str,
-    force: bool = False,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
-    stop: Callable[[], bool] = lambda: False,
-) -> Measured:
+def measure_run(run: Run, config: MeasureConfig, path: Path, *, device: torch.device, **options: Any) -> Measured:
     """Capture, measure and write the spectra of every finished arm and seed of a run.
-
-    Layer by layer and sample by sample: no more than one layer's Q and K, and matrices within the memory budget, are in
-    memory at once. The file appears under its name only when it is whole.
 
     Args:
         run: with at least one finished seed in every arm.
         config: what to measure.
         path: of the HDF5 file.
         device: where the model runs; dense matrices are formed there too.
-        command: recorded in the file.
-        force: replace an existing file.
-        on_progress: told after every slab, and within long estimates.
-        stop: asked as often.
+        options: as for `measure_attention`.
 
     Returns:
         Values and, where the run has a causal and a prefix arm with the same objective, the split of their gap.
 
     Raises:
-        MeasurementInterruptedError: stopped as asked; nothing was left behind.
-        RankkitError: as the parts raise; nothing was left behind.
+        RankkitError: as `measure_attention`.
     """
-    plan = plan_measurement(run, config)
-    plan_functional(run, config)
+    return measure_attention(RunSource(run, device), config, path, device=device, **options)
+
+
+def measure_attention(
+    source: Source,
+    config: MeasureConfig,
+    path: Path,
+    *,
+    device: torch.device,
+    command: str,
+    force: bool = False,
+    resume: bool = False,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Measured:
+    """Measure and write the spectra of every arm and seed of a source.
+
+    Layer by layer and sample by sample: no more than one layer's Q and K, and matrices within the memory budget, are in
+    memory at once. The file appears under its name only when it is whole; until then every finished slab is kept beside
+    it (`store.journal_path`), and the file that resuming makes has the bytes of one that was never interrupted, but for its
+    time.
+
+    Args:
+        source: where the matrices come from.
+        config: what to measure.
+        path: of the HDF5 file.
+        device: where models run; dense matrices are formed there too.
+        command: recorded in the file; of a resumed measurement the first.
+        force: replace an existing file, and what an interrupted measurement of it has kept.
+        resume: take over what an interrupted measurement has kept.
+        on_progress: told after every slab, and within long estimates.
+        stop: asked as often.
+
+    Returns:
+        Values and, where there are a causal and a prefix arm with the same objective, the split of their gap.
+
+    Raises:
+        MeasurementInterruptedError: stopped as asked; what was finished is kept.
+        OutputExistsError: the file exists, or what an interrupted measurement of it has kept.
+        RankkitError: as the parts raise; what was finished is kept.
+    """
+    plan = source.plan(config)
+    plan_functional(source, config)
+    check_kept(plan, config)
     prepare_device(device, torch.get_num_threads())
-    certificate = build_certificate(run)
-    unmatched = certificate_problems(certificate)
-    if unmatched:
-        raise MatchError(f"arms must match to be compared, but {unmatched[0]}. See rankkit inspect RUN --verify.")
-    writer = SpectrumWriter(
-        path,
-        title=f"Attention spectra of {' and '.join(dict.fromkeys(arm for arm, _ in plan.units))}",
-        configuration=run.directory.configuration.read_text(encoding="utf-8"),
-        certificate=json.dumps(certificate, indent=1, sort_keys=True),
-        command=command,
-        attributes=_host_attributes(device, _precision(run, device)),
-        force=force,
-    )
-    with writer:
-        measurement = _Measurement(run, config, plan, device, on_progress, stop)
-        for arm in run.config.arms:
-            measurement.arm(writer, arm)
-        by_step = dict(_decompositions(run, plan, measurement.values))
-        found = Measured(plan=plan, values=measurement.values, by_step=by_step)
-        _write_comparison(writer, found)
-        if config.functional_scopes:
-            functional = _functional(run, config, device, on_progress, stop)
-            write_functional(writer, run, functional)
-            found = replace(found, functional=functional)
+    facts = source.facts
+    host = _host_attributes(device, facts)
+    if not resume:
+        check_output_file(path, force=force)
+    with open_journal(path, facts, plan, config, host, command=command, force=force, resume=resume) as journal:
+        resumed = len(journal)
+        writer = SpectrumWriter(
+            path,
+            title=f"Attention spectra of {' and '.join(arm.name for arm in plan.arms)}",
+            configuration=facts.configuration,
+            certificate=facts.certificate,
+            command=journal.notes["command"],
+            attributes=host,
+            force=force or journal.notes["force"] == "1" or FINISHED in journal,
+        )
+        with writer:
+            found = _measure_into(writer, source, config, plan, facts, journal, device, on_progress, stop)
+            if FINISHED not in journal:
+                journal.put(FINISHED, {})  # what has the name after this is the file that this journal made
+        journal.discard()
+    return replace(found, resumed=resumed)
+
+
+def _measure_into(
+    writer: SpectrumWriter,
+    source: Source,
+    config: MeasureConfig,
+    plan: Plan,
+    facts: SourceFacts,
+    journal: Journal,
+    device: torch.device,
+    on_progress: Callable[[Progress], None],
+    stop: Callable[[], bool],
+) -> Measured:
+    measurement = _Measurement(source, config, plan, facts.precision, journal, on_progress, stop)
+    for arm in plan.arms:
+        measurement.arm(writer, arm)
+    values, by_step = measurement.values, {}
+    if plan.applied == APPLIED and plan.documents is not None:
+        by_step = dict(decompositions(plan.facts, values, plan.steps, plan.documents, plan.layers, plan.regions))
+    write_comparison(writer, by_step)
+    found = Measured(plan=plan, values=values, by_step=by_step)
+    if config.functional_scopes:
+        assert isinstance(source, RunSource), "plan_functional has refused others"
+        functional = _functional(source.run, config, plan, device, journal, on_progress, stop)
+        write_functional(writer, source.run, functional)
+        found = replace(found, functional=functional)
     return found
 
 
-def plan_functional(run: Run, config: MeasureConfig) -> FunctionalPlan | None:
+def plan_functional(source: Source, config: MeasureConfig) -> FunctionalPlan | None:
     """What cutting attention would take; None where it was not asked for.
 
     Raises:
-        ConfigurationError: ranks, samples or a prefix that this run does not have, or another length than its own.
+        ConfigurationError: ranks, samples or a prefix that this run does not have, or another length than its own; or the
+            source has no model.
     """
     if not config.functional_scopes:
         return None
+    if not isinstance(source, RunSource):
+        raise ConfigurationError(
+            "functional rank must have the model, got attention without it. Name the run directory instead."
+        )
+    run = source.run
     n = run.config.base.model.sequence_length
     if config.sequence_length not in (None, n):
         raise ConfigurationError(
             f"sequence_length must be {n} (the run's) for functional rank, got {config.sequence_length}. Measure the two "
             "one after the other."
+        )
+    if config.shard != (0, 1):
+        raise ConfigurationError(
+            "shard must be 0/1 for functional rank, whose losses are means over all samples, got "
+            f"{config.shard[0]}/{config.shard[1]}. Measure it in a file of its own."
         )
     return plan_functional_rank(run, **_functional_settings(config))
 
@@ -194,6 +231,7 @@ def _functional_settings(config: MeasureConfig) -> dict[str, Any]:
     return {
         "ranks": config.functional_ranks,
         "scopes": config.functional_scopes,
+        "seeds": config.seeds,
         "samples": config.samples,
         "prefix_length": config.prefix_length,
         "memory_budget": config.memory_budget,
@@ -203,59 +241,60 @@ def _functional_settings(config: MeasureConfig) -> dict[str, Any]:
 def _functional(
     run: Run,
     config: MeasureConfig,
+    plan: Plan,
     device: torch.device,
+    journal: Journal,
     on_progress: Callable[[Progress], None],
     stop: Callable[[], bool],
 ) -> FunctionalRank:
     def tell(step: CutProgress) -> None:
         on_progress(Progress(step.done, step.total, f"functional rank: {step.label}"))
 
-    settings = _functional_settings(config)
-    return functional_rank(run, **settings, device=device, workers=config.workers, on_progress=tell, stop=stop)
-
-
-def _decompositions(run: Run, plan: Plan, values: Mapping[str, Values]) -> Iterator[tuple[int, Decomposition]]:
-    for index, step in enumerate(plan.steps):
-        of_step = {
-            arm: {name: table[:, index] for name, table in of_arm.measures.items()} for arm, of_arm in values.items()
-        }
-        brackets = {
-            arm: {name: (lower[:, index], upper[:, index]) for name, (lower, upper) in of_arm.brackets.items()}
-            for arm, of_arm in values.items()
-        }
-        found = decompose(run, of_step, plan.documents, plan.layers, plan.regions, step=step, brackets=brackets)
-        if found is not None:
-            yield step, found
-
-
-def _write_comparison(writer: SpectrumWriter, found: Measured) -> None:
-    if not found.by_step:
-        return
-    parts = list(found.by_step.values())
-    tables = [part.arrays() for part in parts]
-    arrays: dict[str, Any] = {name: np.stack([table[name] for table in tables]) for name in tables[0]}
-    writer.comparison(
-        measures=parts[-1].measures,
-        regions=parts[-1].regions,
-        layers=parts[-1].layers,
-        attributes=parts[-1].attributes,
-        steps=list(found.by_step),
-        **arrays,
+    return functional_rank(
+        run,
+        **_functional_settings(config),
+        device=device,
+        workers=config.workers,
+        on_progress=tell,
+        stop=stop,
+        journal=journal,
     )
 
 
-def _precision(run: Run, device: torch.device) -> torch.dtype:
-    """Dtype in which the models run here: their own on CUDA, float32 where there is no autocast for it."""
-    own = run.config.base.train.precision == "bfloat16" and device.type == "cuda"
-    return torch.bfloat16 if own else torch.float32
+def kept_bytes(plan: Plan, config: MeasureConfig) -> int:
+    """Bytes of the factors and matrices that would be kept, before compression."""
+    names, queries, keys = kept_names(config), plan.queries, plan.sequence_length
+    per_head = [
+        4 * (("queries" in names) * (queries + keys) * (arm.features or 0) + ("attention" in names) * queries * keys)
+        for arm in plan.arms
+        for _ in arm.seeds
+    ]
+    return sum(per_head) * len(plan.steps) * len(plan.sequences) * len(plan.layers) * len(plan.heads)
 
 
-def _host_attributes(device: torch.device, precision: torch.dtype) -> dict[str, Any]:
-    facts = environment(device, precision, torch.get_num_threads()) | {
-        "precision": str(precision).removeprefix("torch.")
-    }
+def check_kept(plan: Plan, config: MeasureConfig) -> None:
+    """Refuse to keep more than is allowed.
+
+    Raises:
+        ConfigurationError: it is more, or there are no factors to keep.
+    """
+    if config.keep_qk and any(arm.features is None for arm in plan.arms):
+        raise ConfigurationError("keep_qk must have queries and keys, got attention matrices. Use --keep-attention.")
+    needed = kept_bytes(plan, config)
+    if needed > config.keep_limit:
+        raise ConfigurationError(
+            f"kept factors and matrices must take at most {config.keep_limit / 2**30:.3g} GiB, got {needed / 2**30:.3g} "
+            "GiB. Raise --keep-limit, or keep fewer samples, layers, heads or steps."
+        )
+
+
+def _host_attributes(device: torch.device, facts: SourceFacts) -> dict[str, Any]:
+    here = environment(device, facts.precision, torch.get_num_threads())
+    here |= {"precision": str(facts.precision).removeprefix("torch.")}
     renamed = {"processor": "cpu", "attention_kernel": "kernel"}
-    return {renamed.get(key, key): value for key, value in facts.items() if key != "rankkit_version"}
+    return {renamed.get(key, key): value for key, value in here.items() if key != "rankkit_version"} | dict(
+        facts.attributes
+    )
 
 
 class _Measurement:
@@ -263,96 +302,129 @@ class _Measurement:
 
     def __init__(
         self,
-        run: Run,
+        source: Source,
         config: MeasureConfig,
         plan: Plan,
-        device: torch.device,
+        precision: torch.dtype,
+        journal: Journal,
         on_progress: Callable[[Progress], None],
         stop: Callable[[], bool],
     ) -> None:
-        self._run, self._config, self._plan, self._device = run, config, plan, device
-        self._on_progress, self._stop, self._done = on_progress, stop, 0
-        self._precision = _precision(run, device)
+        self._source, self._config, self._plan, self._precision = source, config, plan, precision
+        self._journal, self._on_progress, self._stop, self._done = journal, on_progress, stop, 0
         self._uniform: dict[tuple[int, Mask], Spectrum] = {}
-        self.values: dict[str, Values] = {}
+        self.values: dict[str, ArmValues] = {}
         """By arm."""
 
-    def arm(self, writer: SpectrumWriter, arm: str) -> None:
+    def arm(self, writer: SpectrumWriter, arm: PlannedArm) -> None:
         """Measure one arm under all its seeds, at all steps, and its baselines."""
         plan = self._plan
-        seeds = [seed for name, seed in plan.units if name == arm]
-        groups = {_ARM: writer.group(arm, group_layout(self._run, self._config, plan, arm))}
+        groups = {_ARM: writer.group(arm.name, group_layout(self._config, plan, arm))}
         for name in plan.baselines:
-            layout = group_layout(self._run, self._config, plan, arm, baseline=name)
-            groups[name] = writer.group(f"baselines/{name}/{arm}", layout)
-        self.values[arm] = _unfilled(plan, self._config, len(seeds))
-        for index, seed in enumerate(seeds):
+            layout = group_layout(self._config, plan, arm, baseline=name)
+            groups[name] = writer.group(f"baselines/{name}/{arm.name}", layout)
+        axes = (arm.seeds, plan.steps, plan.regions, plan.applied, plan.sequences, plan.layers, plan.heads)
+        self.values[arm.name] = ArmValues.unfilled(self._config.measures, tuple(map(len, axes)))
+        for index, seed in enumerate(arm.seeds):
             for position, step in enumerate(plan.steps):
                 visited = [name for name in groups if name != "init"]
-                self._checkpoint(groups, visited, _Place(arm, seed, step, index, position))
+                self._checkpoint(groups, visited, Place(arm.name, seed, step, index, position), arm.facts.mask)
             if "init" in groups:
-                self._checkpoint(groups, ["init"], _Place(arm, seed, 0, index, 0))
+                self._checkpoint(groups, ["init"], Place(arm.name, seed, 0, index, 0), arm.facts.mask)
 
-    def _checkpoint(self, groups: Mapping[str, GroupWriter], visited: list[str], place: _Place) -> None:
+    def _checkpoint(self, groups: Mapping[str, GroupWriter], visited: list[str], place: Place, mask: str) -> None:
         """One model on all sequences, for some of the groups."""
-        folder = self._run.directory.checkpoint(place.arm, place.seed, place.step)
-        model = load_model(folder, self._run.config.arm(place.arm).model).to(self._device)
-        for start in range(0, len(self._plan.sequences), SEQUENCES_PER_CHUNK):
-            rows = slice(start, min(start + SEQUENCES_PER_CHUNK, len(self._plan.sequences)))
+        outputs = self._config.layer_output and _ARM in visited
+        kept = kept_names(self._config) if _ARM in visited else ()
+        for rows in self._plan.batches:
 
-            def receive(factors: LayerFactors, rows: slice = rows) -> None:
+            def receive(layer: int, own: Operator | None, output: Tensor | None, rows: slice = rows) -> None:
                 for name in visited:
-                    self._layer(groups[name], name, factors, model.config.mask, place, rows)
+                    self._layer(groups[name], name, layer, own, mask, place, rows)
+                if outputs:
+                    self._output(groups[_ARM], layer, output, place, rows)
+                if kept and own is not None:
+                    self._keep(groups[_ARM], layer, own, place, rows)
 
-            self._forward(model, rows, receive, outputs=self._config.layer_output and _ARM in visited)
+            keys = [key for name in visited for key in self._keys(name, place, rows)]
+            keys += [self._key(_ARM, place, rows, layer, "output") for layer in self._plan.layers if outputs]
+            if not kept and all(key in self._journal for key in keys):
+                for layer in self._plan.layers:
+                    receive(layer, None, None)
+            else:
+                self._source.visit(self._plan, place, rows, receive, outputs=outputs)
 
-    def _forward(
-        self, model: Transformer, rows: slice, receive: Callable[[LayerFactors], None], *, outputs: bool
-    ) -> None:
-        tokens = torch.from_numpy(self._plan.sequences[rows].copy()).to(self._device)
-        autocast: AbstractContextManager[object] = nullcontext()
-        if self._precision != torch.float32:
-            autocast = torch.autocast(self._device.type, dtype=self._precision)
-        listening = capture(model, layers=self._plan.layers, heads=self._plan.heads, on_layer=receive, outputs=outputs)
-        with torch.no_grad(), autocast, listening:
-            model(tokens, self._plan.prefix_length)
+    def _key(self, name: str, place: Place, rows: slice, layer: int, *rest: str) -> str:
+        """Of a slab in the journal."""
+        return "/".join((name, place.arm, *map(str, (place.seed, place.step, rows.start, layer)), *rest))
+
+    def _keys(self, name: str, place: Place, rows: slice) -> list[str]:
+        """Of every slab that a checkpoint gives one group on some sequences."""
+        cells = product(self._plan.layers, self._plan.regions, self._applied(name))
+        return [self._key(name, place, rows, layer, region, applied) for layer, region, applied in cells]
+
+    def _applied(self, name: str) -> tuple[str, ...]:
+        return self._plan.applied if name == _ARM else self._plan.applied[:1]
 
     def _layer(
-        self, group: GroupWriter, name: str, factors: LayerFactors, kind: MaskKind, place: _Place, rows: slice
+        self, group: GroupWriter, name: str, layer: int, own: Operator | None, mask: str, place: Place, rows: slice
     ) -> None:
         """One layer of a batch: every region under every mask."""
-        (_, own), *others = factors.operators_by_mask()
-        assert not others  # one prefix length for all samples gives one mask
-        layer = self._plan.layers.index(factors.layer)
-        step = 0 if name == "init" else place.step_index
-        where: dict[str, int | slice] = {"seed": place.seed_index, "step": step, "sequence": rows, "layer": layer}
-        applied = APPLIED if name == _ARM else ("own",)
-        for (r, region), (a, mask) in product(enumerate(self._plan.regions), enumerate(applied)):
-            operator = measured_part(own, region, mask, kind, self._plan.prefix_length)
-            label = f"{place.arm}, seed {place.seed}, step {place.step}, layer {factors.layer}{name and f', {name}'}"
-            names = self._matrix_names(place, factors.layer, region, rows)
-            taken = slab(self._measured(operator, name, label, names), self._config.measures, operator.size)
+        where = self._where(name, place, rows, layer)
+        for (r, region), (a, applied) in product(enumerate(self._plan.regions), enumerate(self._applied(name))):
+            label = f"{place.arm}, seed {place.seed}, step {place.step}, layer {layer}{name and f', {name}'}"
+
+            def compute(region: str = region, applied: str = applied, label: str = label) -> Slab:
+                assert own is not None, "a batch without its slabs in the journal is visited"
+                operator = measured_part(own, region, applied, mask, self._plan.prefix_length)
+                names = self._matrix_names(place, layer, region, rows)
+                return slab(
+                    self._measured(operator, name, label, names), self._config.measures, self._plan.size(region)
+                )
+
+            key = self._key(name, place, rows, layer, region, applied)
+            taken = finished_slab(self._journal, key, Slab, compute)
             group.write({**where, "region": r, "applied_mask": a}, taken)
             if name == _ARM:
-                self.values[place.arm].fill(taken, (place.seed_index, step, r, a, rows, layer))
+                position = self._plan.layers.index(layer)
+                self.values[place.arm].fill(taken, (place.seed_index, place.step_index, r, a, rows, position))
             self._advance(np.size(taken.status), name, label)
-        if factors.output is not None and name == _ARM:
-            output = layer_output_spectrum(factors.output, measures=LAYER_MEASURES, workers=self._config.workers)
-            group.write_layer_output(where, layer_slab(output))
 
-    def _matrix_names(self, place: _Place, layer: int, region: str, rows: slice) -> list[str]:
+    def _where(self, name: str, place: Place, rows: slice, layer: int) -> dict[str, int | slice]:
+        step = 0 if name == "init" else place.step_index
+        return {"seed": place.seed_index, "step": step, "sequence": rows, "layer": self._plan.layers.index(layer)}
+
+    def _output(self, group: GroupWriter, layer: int, output: Tensor | None, place: Place, rows: slice) -> None:
+        """What a layer adds to the residual stream."""
+
+        def compute() -> LayerSlab:
+            assert output is not None, "a batch without its slabs in the journal is visited"
+            return layer_slab(layer_output_spectrum(output, measures=LAYER_MEASURES, workers=self._config.workers))
+
+        key = self._key(_ARM, place, rows, layer, "output")
+        taken = finished_slab(self._journal, key, LayerSlab, compute)
+        group.write_layer_output(self._where(_ARM, place, rows, layer), taken)
+
+    def _keep(self, group: GroupWriter, layer: int, own: Operator, place: Place, rows: slice) -> None:
+        """Factors and matrices; not in the journal, for a forward pass gives them again."""
+        where = self._where(_ARM, place, rows, layer)
+        for number, kept in zip(range(rows.start, rows.stop), kept_slabs(own, kept_names(self._config)), strict=True):
+            group.write_kept({**where, "sequence": number}, kept)
+
+    def _matrix_names(self, place: Place, layer: int, region: str, rows: slice) -> list[str]:
         """What keys the random baselines of a batch, whatever else is measured beside it."""
         return [
             f"{place.arm} seed {place.seed} step {place.step} {region} layer {layer} sequence {sequence} head {head}"
-            for sequence, head in product(range(len(self._plan.sequences))[rows], self._plan.heads)
+            for sequence, head in product(self._plan.sequence_numbers[rows], self._plan.heads)
         ]
 
-    def _measured(self, operator: AttentionOperator, name: str, label: str, names: list[str]) -> Spectrum:
+    def _measured(self, operator: Operator, name: str, label: str, names: list[str]) -> Spectrum:
         """The spectrum of an operator, or of a baseline made from it."""
-        if name == "uniform":
-            return self._uniform_spectrum(operator, label)
         if name in (_ARM, "init"):
             return self._spectrum(operator, label)
+        assert isinstance(operator, AttentionOperator), "the plan has baselines only where there are logits"
+        if name == "uniform":
+            return self._uniform_spectrum(operator, label)
         return self._spectrum(baseline(name, operator, seed=self._config.matrix_free.seed, names=names), label)
 
     def _uniform_spectrum(self, operator: AttentionOperator, label: str) -> Spectrum:
@@ -384,26 +456,6 @@ class _Measurement:
         self._on_progress(Progress(done, self._plan.matrices, label))
         if self._stop():
             raise MeasurementInterruptedError(
-                "measurement was interrupted, and nothing was kept. Run the same command again."
+                f"measurement was interrupted; {len(self._journal)} finished slabs are kept. Run the same command with "
+                "--resume."
             )
-
-
-def _unfilled(plan: Plan, config: MeasureConfig, seeds: int) -> Values:
-    shape = (
-        seeds,
-        len(plan.steps),
-        len(plan.regions),
-        len(APPLIED),
-        len(plan.sequences),
-        len(plan.layers),
-        len(plan.heads),
-    )
-    return Values(
-        measures={name: np.full(shape, np.nan) for name in config.measures},
-        brackets={
-            name: (np.full(shape, np.nan), np.full(shape, np.nan))
-            for name in config.measures
-            if MEASURES[name].needs == "singular_values"
-        },
-        status=np.zeros(shape, dtype=np.int8),
-    )

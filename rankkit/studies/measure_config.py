@@ -20,7 +20,10 @@ from rankkit.spectra import (
 from rankkit.spectra.baselines import BASELINES
 from rankkit.studies.functional import SCOPES, Scope
 
-__all__ = ["MeasureConfig"]
+__all__ = ["DEFAULT_KEEP_LIMIT", "MeasureConfig"]
+
+DEFAULT_KEEP_LIMIT: Final = 2 << 30
+"""Bytes of factors and matrices that are kept without asking: what a laptop's disk does not notice."""
 
 _CHECKPOINTS: Final = re.compile(r"last|all|every:([1-9][0-9]*)")
 
@@ -36,6 +39,10 @@ class MeasureConfig:
     """Tokens per sequence; None for the run's."""
     prefix_length: int | None = None
     """p, one for all samples, because every measure of the prefix block grows with it; None for the evaluation's."""
+    seeds: tuple[int, ...] | None = None
+    """None for all that are finished."""
+    shard: tuple[int, int] = (0, 1)
+    """(i, n): the i-th of n parts of the samples, in whole batches; `rankkit merge` puts the files together."""
     layers: tuple[int, ...] | None = None
     """None for all."""
     heads: tuple[int, ...] | None = None
@@ -55,6 +62,12 @@ class MeasureConfig:
     unless named."""
     functional_ranks: tuple[int, ...] | None = None
     """k; None for 1, 2, 4, ... and n."""
+    keep_qk: bool = False
+    """Also keep Q and K of every head, as the kernel got them: everything can be computed again from them."""
+    keep_attention: bool = False
+    """Also keep every attention matrix under its own mask, in float32."""
+    keep_limit: int = DEFAULT_KEEP_LIMIT
+    """Bytes that may be kept, before compression."""
     method: MethodName = "auto"
     """How singular values are computed; see `rankkit.spectrum`."""
     matrix_free: MatrixFreeConfig = field(default_factory=MatrixFreeConfig)
@@ -68,6 +81,9 @@ class MeasureConfig:
         check_measures(self.measures)
         if self.samples is not None and self.samples < 1:
             raise ConfigurationError(f"samples must be at least 1, got {self.samples}. Ask for one sequence or more.")
+        index, shards = self.shard
+        if not 0 <= index < shards:
+            raise ConfigurationError(f"shard must be i/n with 0 <= i < n, got {index}/{shards}. Count shards from 0.")
         _check_names("regions", self.regions, REGIONS)
         _check_names("baselines", self.baselines, BASELINES)
         _check_names("functional_scopes", self.functional_scopes, SCOPES)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Final
 
@@ -12,46 +11,117 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rankkit.data.evaluation import evaluation_sequences
-from rankkit.errors import ConfigurationError, RankkitError, RunError
+from rankkit.errors import ConfigurationError, RankkitError
 from rankkit.masks import Causal, MaskKind
-from rankkit.operators import AttentionOperator
+from rankkit.operators import AttentionOperator, DenseOperator, Operator
 from rankkit.spectra import MethodName, chosen_method, expected_products, spectrum
+from rankkit.store import SEQUENCES_PER_CHUNK
+from rankkit.studies.decomposition import ArmFacts
 from rankkit.studies.measure_config import MeasureConfig
-from rankkit.studies.run import Run
 
-__all__ = ["APPLIED", "MeasurementInterruptedError", "Plan", "expected_seconds", "measured_part", "plan_measurement"]
+__all__ = [
+    "APPLIED",
+    "EXAMPLE_SIZE",
+    "MeasurementInterruptedError",
+    "Plan",
+    "PlannedArm",
+    "chosen_numbers",
+    "dense_example",
+    "expected_seconds",
+    "factor_example",
+    "measured_part",
+    "region_methods",
+    "region_size",
+    "shard_rows",
+    "spread",
+]
 
 APPLIED: Final = ("own", "swapped")
-_SWAPPED: Final = {MaskKind.CAUSAL: MaskKind.PREFIX, MaskKind.PREFIX: MaskKind.CAUSAL}
-DEFAULT_SAMPLES: Final = 32  # means over heads and sequences are then known to a few percent of a head's spread
+EXAMPLE_SIZE: Final = 4
+"""Prefix and suffix of the small matrices that are asked what holds for large ones."""
+
+_SWAPPED: Final = {str(MaskKind.CAUSAL): MaskKind.PREFIX, str(MaskKind.PREFIX): MaskKind.CAUSAL}
 
 
 class MeasurementInterruptedError(RankkitError):
-    """The measurement was stopped as asked; nothing was left behind."""
+    """The measurement was stopped as asked; what it had finished is kept."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PlannedArm:
+    """One arm, as it will be measured."""
+
+    facts: ArmFacts
+    """Its name, mask, objective and hardly trained layers."""
+    kind: str = "self"
+    """Kind of attention."""
+    seeds: tuple[int, ...]
+    """Finished seeds."""
+    checkpoint_sha256: tuple[tuple[str, ...], ...]
+    """[seed][step], of what is measured."""
+    initial_sha256: tuple[tuple[str, ...], ...] = ()
+    """[seed][0], of the models at their initialisation, where that baseline is measured."""
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    """Token policy."""
+    example: Operator
+    """A small matrix with the structure of this arm's, under its own mask: what cannot be measured of it cannot be measured
+    of them."""
+    output_components: int | None = None
+    """Singular values of a layer's output, where outputs are measured."""
+    features: int | None = None
+    """Of a head's queries and keys, where there are any."""
+    logit_scale: float | None = None
+    """Of the logits, where there are any."""
+
+    @property
+    def name(self) -> str:
+        """Of its group."""
+        return self.facts.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Plan:
     """What a measurement would do."""
 
     sequence_length: int
+    """Keys of every matrix."""
+    queries: int
+    """Its rows."""
     prefix_length: int
     regions: tuple[str, ...]
+    applied: tuple[str, ...]
+    """From `APPLIED`: the arm's own mask, and the other's where there are logits to put it on."""
     layers: tuple[int, ...]
     heads: tuple[int, ...]
-    units: tuple[tuple[str, int], ...]
-    """Finished (arm, seed)."""
+    arms: tuple[PlannedArm, ...]
     steps: tuple[int, ...]
     """Training steps of the checkpoints."""
     sequences: NDArray[np.int64]
-    """"sequence position"."""
-    documents: NDArray[np.int64]
-    """"sequence": the held-out document each starts in."""
+    """"sequence position", token ids; -1 where they are not known."""
+    sequence_numbers: tuple[int, ...]
+    """Labels of the sequences."""
+    documents: NDArray[np.int64] | None
+    """"sequence": the held-out document each starts in; None where that is not known."""
     baselines: tuple[str, ...]
     """Measured beside every arm."""
     methods: Mapping[str, tuple[MethodName, str]]
     """By region: how singular values are computed, and why so."""
+
+    @property
+    def units(self) -> tuple[tuple[str, int], ...]:
+        """(arm, seed), arm by arm."""
+        return tuple((arm.name, seed) for arm in self.arms for seed in arm.seeds)
+
+    @property
+    def facts(self) -> tuple[ArmFacts, ...]:
+        """Of the arms."""
+        return tuple(arm.facts for arm in self.arms)
+
+    @property
+    def batches(self) -> list[slice]:
+        """The sequences in turn, as many at once as share a chunk of the file."""
+        count = len(self.sequences)
+        return [slice(start, min(start + SEQUENCES_PER_CHUNK, count)) for start in range(0, count, SEQUENCES_PER_CHUNK)]
 
     @property
     def matrices(self) -> int:
@@ -62,84 +132,121 @@ class Plan:
     def matrices_per_region(self) -> int:
         """How many spectra of one region.
 
-        Under both masks and once for each baseline at every step; but `init` is of one step, and `uniform` is one matrix.
+        Under all masks and once for each baseline at every step; but `init` is of one step, and `uniform` is one matrix.
         """
-        every_step = len(APPLIED) + len(set(self.baselines) - {"uniform", "init"})
+        every_step = len(self.applied) + len(set(self.baselines) - {"uniform", "init"})
         per_head = len(self.steps) * every_step + ("init" in self.baselines)
         return len(self.units) * len(self.sequences) * len(self.layers) * len(self.heads) * per_head
 
-    def size(self, region: str) -> int:
+    def shape(self, region: str) -> tuple[int, int]:
         """Rows and columns of a region's matrices."""
-        return _size(region, self.sequence_length, self.prefix_length)
+        if region.startswith("prefix_block"):
+            size = region_size(region, self.sequence_length, self.prefix_length)
+            return size, size
+        removed = int(region.endswith("first_key_removed"))
+        return self.queries - removed, self.sequence_length - removed
+
+    def size(self, region: str) -> int:
+        """Singular values of a region's matrices."""
+        return min(self.shape(region))
 
 
-def measured_part(
-    own: AttentionOperator, region: str, applied: str, kind: MaskKind, prefix_length: int
-) -> AttentionOperator:
+def measured_part(own: Operator, region: str, applied: str, mask: str, prefix_length: int) -> Operator:
     """A region of attention under its own mask or the other arm's.
 
     Args:
-        own: as the model applied it.
+        own: as the model applied it; a matrix without factors has the region `full` and its own mask alone.
         region: from `axes.REGIONS`.
         applied: from `APPLIED`.
-        kind: of the model's own mask, causal or prefix.
+        mask: name of the model's own, causal or prefix.
         prefix_length: p.
     """
-    operator = own if applied == "own" else own.with_mask(_SWAPPED[kind].at(prefix_length))
+    if not isinstance(own, AttentionOperator):
+        assert (region, applied) == ("full", "own"), "the plan holds nothing else of such matrices"
+        return own
+    operator = own if applied == "own" else own.with_mask(_SWAPPED[mask].at(prefix_length))
     if region.startswith("prefix_block"):
         operator = operator.leading(prefix_length)
     return operator.without_first_key() if region.endswith("first_key_removed") else operator
 
 
-def _size(region: str, n: int, p: int) -> int:
+def region_size(region: str, n: int, p: int) -> int:
+    """Rows and columns of a region of an n x n matrix with a prefix of p; 0 or less where there is none."""
     return (p if region.startswith("prefix_block") else n) - region.endswith("first_key_removed")
 
 
-def plan_measurement(run: Run, config: MeasureConfig) -> Plan:
-    """Resolve what to measure against a run.
+def region_methods(config: MeasureConfig, n: int, p: int) -> dict[str, tuple[MethodName, str]]:
+    """Those of the regions that hold a matrix, with how its singular values are computed and why so.
 
     Raises:
-        RunError: no arm has finished a seed, arms have finished different seeds, or checkpoints differ between units.
-        ConfigurationError: layers, heads, lengths or regions that this run does not have.
+        ConfigurationError: none does.
     """
-    model = run.config.base.model
-    n = config.sequence_length or model.sequence_length
-    if n > model.sequence_length and model.position == "learned":
-        raise ConfigurationError(
-            f"sequence_length must be at most {model.sequence_length} with learned positions, got {n}. Shorten it."
-        )
-    p = run.prefix_length * n // model.sequence_length if config.prefix_length is None else config.prefix_length
-    if not 0 <= p <= n:
-        raise ConfigurationError(f"prefix_length must be between 0 and {n} (sequence_length), got {p}. Shorten it.")
-    units = _finished_units(run)
-    sizes = _region_sizes(config, n, p)
-    methods = {region: _method(config, size) for region, size in sizes.items()}
-    estimated = any(method == "matrix-free" for method, _ in methods.values())
-    tokens, documents = _samples(run, config, n, default=1 if estimated else DEFAULT_SAMPLES)
-    return Plan(
-        sequence_length=n,
-        prefix_length=p,
-        regions=tuple(sizes),
-        layers=_chosen("layers", config.layers, model.num_layers),
-        heads=_chosen("heads", config.heads, model.num_heads),
-        units=units,
-        steps=config.steps(_saved_steps(run, units)),
-        sequences=tokens,
-        documents=documents,
-        baselines=config.baselines,
-        methods=methods,
-    )
-
-
-def _region_sizes(config: MeasureConfig, n: int, p: int) -> dict[str, int]:
-    """Those of the regions that hold a matrix, with its size."""
-    sizes = {region: _size(region, n, p) for region in config.regions if _size(region, n, p) > 0}
+    sizes = {region: region_size(region, n, p) for region in config.regions if region_size(region, n, p) > 0}
     if not sizes:
         raise ConfigurationError(
             f"regions must exist, got {', '.join(config.regions)} with {n} tokens and a prefix of {p}. "
             "Measure region full."
         )
-    return sizes
+    return {
+        region: chosen_method(config.method, size, size, config.memory_budget, config.measures)
+        for region, size in sizes.items()
+    }
+
+
+def factor_example(mask: str, prefix_length: int, sequence_length: int) -> AttentionOperator:
+    """A small attention matrix with the structure of one of that size under that mask."""
+    prefix = min(prefix_length, EXAMPLE_SIZE)
+    size = prefix + min(sequence_length - prefix_length, EXAMPLE_SIZE)
+    factor = torch.linspace(-1, 1, size, dtype=torch.float64).reshape(1, size, 1)
+    return AttentionOperator(query=factor, key=factor, mask=MaskKind(mask).at(prefix), scale=1.0)
+
+
+def dense_example(structure: Collection[str]) -> DenseOperator:
+    """A small matrix with that structure, as `Operator.structure` names it, and no more."""
+    matrix = torch.tensor([[[0.75, 0.25], [0.5, 0.5]]], dtype=torch.float64)
+    if "triangular" in structure:
+        matrix = torch.tensor([[[1.0, 0.0], [0.5, 0.5]]], dtype=torch.float64)
+    if "rows_sum_to_one" not in structure:
+        matrix = 3 * matrix
+    if "non_negative" not in structure:
+        matrix = matrix * torch.tensor([[[1.0], [-1.0]]], dtype=torch.float64)
+    return DenseOperator(matrix=matrix if "square" in structure else matrix[:, :1])
+
+
+def chosen_numbers(name: str, wanted: Sequence[int] | None, known: Sequence[int]) -> tuple[int, ...]:
+    """The numbers asked for, rising; all that are known where none are.
+
+    Raises:
+        ConfigurationError: one is not known.
+    """
+    chosen = tuple(known) if wanted is None else tuple(sorted(set(wanted)))
+    if not chosen or not set(chosen) <= set(known):
+        whole = list(known) == list(range(len(known)))
+        there = f"0..{len(known) - 1}" if whole else ", ".join(map(str, known))
+        raise ConfigurationError(f"{name} must be within {there}, got {list(chosen)}. Choose {name} that there are.")
+    return chosen
+
+
+def spread(available: int, wanted: int) -> list[int]:
+    """Positions of `wanted` evenly spread entries of `available`."""
+    return [index * available // wanted for index in range(wanted)]
+
+
+def shard_rows(count: int, shard: tuple[int, int]) -> slice:
+    """The sequences of shard i of n: whole batches, so that every number is the one that a single run would give.
+
+    Raises:
+        ConfigurationError: there are fewer batches than shards.
+    """
+    index, shards = shard
+    batches = -(-count // SEQUENCES_PER_CHUNK)
+    if shards > batches:
+        raise ConfigurationError(
+            f"shard must be one of at most {batches} ({count} sequences in batches of {SEQUENCES_PER_CHUNK}), got "
+            f"{index}/{shards}. Ask for fewer shards or more samples."
+        )
+    first, last = (batches * part // shards * SEQUENCES_PER_CHUNK for part in (index, index + 1))
+    return slice(first, min(last, count))
 
 
 def expected_seconds(plan: Plan, config: MeasureConfig) -> float:
@@ -179,49 +286,3 @@ def _matrix_free_seconds(n: int, config: MeasureConfig) -> float:
 def _random_operator(count: int, n: int) -> AttentionOperator:
     query, key = torch.randn(2, count, n, 64, generator=torch.Generator().manual_seed(0)).unbind(0)
     return AttentionOperator(query=query, key=key, mask=Causal(), scale=0.125)
-
-
-def _method(config: MeasureConfig, size: int) -> tuple[MethodName, str]:
-    return chosen_method(config.method, size, size, config.memory_budget, config.measures)
-
-
-def _chosen(name: str, wanted: tuple[int, ...] | None, count: int) -> tuple[int, ...]:
-    chosen = tuple(range(count)) if wanted is None else tuple(sorted(set(wanted)))
-    if not chosen or chosen[0] < 0 or chosen[-1] >= count:
-        raise ConfigurationError(
-            f"{name} must be within 0..{count - 1}, got {list(chosen)}. Choose {name} of this model."
-        )
-    return chosen
-
-
-def _finished_units(run: Run) -> tuple[tuple[str, int], ...]:
-    units = tuple(unit for unit in run.config.units if run.finished(*unit))
-    seeds = {arm: tuple(seed for name, seed in units if name == arm) for arm in run.config.arms}
-    if not units or len(set(seeds.values())) > 1:
-        raise RunError(
-            f"{run.directory.path} must have finished the same seeds in every arm, got {seeds}. Continue it with "
-            f"rankkit train-pair --resume {shlex.quote(str(run.directory.path))}."
-        )
-    return units
-
-
-def _saved_steps(run: Run, units: tuple[tuple[str, int], ...]) -> tuple[int, ...]:
-    """Steps at which every unit has a checkpoint: an interruption leaves one more in some of them."""
-    saved = [set(run.directory.checkpoint_steps(*unit)) for unit in units]
-    return tuple(sorted(set.intersection(*saved)))
-
-
-def _samples(run: Run, config: MeasureConfig, n: int, *, default: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Evenly spread windows, from those of the evaluation when the length is the run's."""
-    train, trained, wanted = run.config.base.train, run.config.base.model.sequence_length, config.samples
-    count = default if wanted is None else wanted
-    evaluated = train.evaluation_sequences if n == trained else count
-    windows = evaluation_sequences(run.tokens(), count=evaluated, sequence_length=n)
-    available = len(windows.tokens)
-    if wanted is not None and wanted > available:
-        raise ConfigurationError(
-            f"samples must be at most {available} (evaluation sequences of this run), got {wanted}. Ask for fewer."
-        )
-    count = min(count, available)
-    picked = [index * available // count for index in range(count)]
-    return windows.tokens[picked], windows.documents[picked]

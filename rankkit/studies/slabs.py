@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Final
 
@@ -10,20 +10,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rankkit.masks import MaskKind
 from rankkit.operators import AttentionOperator, DenseOperator, Operator
 from rankkit.spectra import MEASURES, METHODS, STATUSES, OutputSpectrum, Spectrum, spectrum
 from rankkit.store import METHODS as STORED_METHODS
 from rankkit.store import STATUSES as STORED_STATUSES
-from rankkit.store import CutLosses, GroupLayout, LayerSlab, MeasureDescription, Slab, SpectrumWriter
-from rankkit.studies.decomposition import untrained
+from rankkit.store import CutLosses, GroupLayout, KeptSlab, LayerSlab, MeasureDescription, Slab, SpectrumWriter
 from rankkit.studies.functional import CUTS, FunctionalRank
 from rankkit.studies.measure_config import MeasureConfig
-from rankkit.studies.measure_plan import APPLIED, Plan, measured_part
+from rankkit.studies.measure_plan import EXAMPLE_SIZE, Plan, PlannedArm, measured_part
 from rankkit.studies.run import Run
-from rankkit.training.checkpoints import read_facts
 
-__all__ = ["LAYER_MEASURES", "group_layout", "layer_slab", "slab", "write_functional"]
+__all__ = ["LAYER_MEASURES", "group_layout", "kept_names", "kept_slabs", "layer_slab", "slab", "write_functional"]
 
 LAYER_MEASURES: Final = ("effective_rank", "stable_rank", "participation_ratio", "energy_rank_90", "frobenius_norm")
 """What is measured of a layer's output."""
@@ -32,48 +29,50 @@ _METHOD_CODES = np.array([STORED_METHODS.index(name) for name in METHODS], dtype
 _STATUS_CODES = np.array([STORED_STATUSES.index(name) for name in STATUSES], dtype=np.int8)
 
 
-def group_layout(run: Run, config: MeasureConfig, plan: Plan, arm: str, *, baseline: str | None = None) -> GroupLayout:
+def group_layout(config: MeasureConfig, plan: Plan, arm: PlannedArm, *, baseline: str | None = None) -> GroupLayout:
     """The layout of an arm's group, or of one of its baselines: under its own mask alone, without layer outputs."""
-    declared = run.config.arm(arm)
-    seeds = [seed for name, seed in plan.units if name == arm]
-    steps = [0] if baseline == "init" else list(plan.steps)
-    sizes = np.array([[plan.size(region)] * len(plan.sequences) for region in plan.regions], dtype=np.int32)
-    flags = [[untrained(region, layer, declared) for layer in plan.layers] for region in plan.regions]
+    shapes = np.array([[plan.shape(region)] * len(plan.sequences) for region in plan.regions], dtype=np.int32)
     estimated = any(method == "matrix-free" for method, _ in plan.methods.values())
-    outputs = config.layer_output and baseline is None
+    own = baseline is None
+    kept = kept_names(config) if own else ()
     return GroupLayout(
-        mask=str(declared.model.mask),
-        objective=str(declared.train.objective),
-        kind="self",
-        seeds=seeds,
-        steps=steps,
+        mask=arm.facts.mask,
+        objective=arm.facts.objective,
+        kind=arm.kind,
+        seeds=arm.seeds,
+        steps=[0] if baseline == "init" else list(plan.steps),
         regions=plan.regions,
-        applied_masks=APPLIED if baseline is None else APPLIED[:1],
+        applied_masks=plan.applied if own else plan.applied[:1],
         layers=plan.layers,
         heads=plan.heads,
+        sequences=plan.sequence_numbers,
         tokens=plan.sequences.astype(np.int32),
         prefix_length=np.full(len(plan.sequences), plan.prefix_length, dtype=np.int32),
-        valid_row=np.ones(plan.sequences.shape, dtype=np.int8),
-        rows=sizes,
-        columns=sizes,
-        untrained=np.array(flags, dtype=np.int8),
-        checkpoint_sha256=_checkpoints(run, arm, seeds, steps),
+        valid_row=np.ones((len(plan.sequences), plan.queries), dtype=np.int8),
+        rows=shapes[..., 0],
+        columns=shapes[..., 1],
+        untrained=arm.facts.untrained.astype(np.int8),
+        checkpoint_sha256=arm.initial_sha256 if baseline == "init" else arm.checkpoint_sha256,
         measures=_descriptions(config.measures),
-        attributes=_token_policy(run),
+        attributes=arm.attributes,
         estimated=[name for name in config.measures if MEASURES[name].needs == "singular_values"] if estimated else (),
         errors=config.measures,
         components=_components(config, plan),
-        layer_measures=_descriptions(LAYER_MEASURES) if outputs else {},
-        output_components=min(plan.sequence_length, declared.model.d_model) if outputs else None,
+        layer_measures=_descriptions(LAYER_MEASURES) if config.layer_output and own else {},
+        output_components=arm.output_components if own else None,
         document=plan.documents,
         method_rule="; ".join(f"{region}: {method} ({rule})" for region, (method, rule) in plan.methods.items()),
-        unavailable=_unavailable(config, plan, declared.model.mask, baseline),
-        rows_sum_to_one=baseline != "logits",
+        unavailable=_unavailable(config, plan, arm, baseline),
+        rows_sum_to_one=baseline != "logits" and "rows_sum_to_one" in arm.example.structure,
+        kept=kept,
+        features=arm.features if "queries" in kept else None,
+        logit_scale=arm.logit_scale if "queries" in kept else None,
     )
 
 
-def _checkpoints(run: Run, arm: str, seeds: Sequence[int], steps: Sequence[int]) -> list[list[str]]:
-    return [[read_facts(run.directory.checkpoint(arm, seed, step)).weights_sha256 for step in steps] for seed in seeds]
+def kept_names(config: MeasureConfig) -> tuple[str, ...]:
+    """The variables that are kept beside the measures."""
+    return (("queries", "keys") if config.keep_qk else ()) + (("attention",) if config.keep_attention else ())
 
 
 def _components(config: MeasureConfig, plan: Plan) -> int | None:
@@ -83,13 +82,13 @@ def _components(config: MeasureConfig, plan: Plan) -> int | None:
     return min(config.matrix_free.leading, max(plan.size(region) for region in plan.regions))
 
 
-def _unavailable(config: MeasureConfig, plan: Plan, kind: MaskKind, baseline: str | None) -> dict[str, str]:
+def _unavailable(config: MeasureConfig, plan: Plan, arm: PlannedArm, baseline: str | None) -> dict[str, str]:
     """What cannot be had of this group's matrices, asked of small ones of the same structure by the same methods."""
-    applied = APPLIED if baseline is None else APPLIED[:1]
+    applied = plan.applied if baseline is None else plan.applied[:1]
     places: dict[str, dict[str, list[tuple[str, str]]]] = {}  # by measure and reason
     asked: dict[tuple[object, ...], Mapping[str, str]] = {}
     for (region, (method, _)), mask in product(plan.methods.items(), applied):
-        matrix = _stand_in(plan, region, mask, kind, baseline)
+        matrix = _stand_in(plan, arm, region, mask, baseline)
         key = (method, type(matrix), matrix.structure)
         if key not in asked:
             asked[key] = spectrum(matrix, measures=config.measures, method=method).unavailable
@@ -110,16 +109,12 @@ def _where(places: Sequence[tuple[str, str]], regions: Sequence[str], applied: S
     return ", ".join([f"{mask} mask" for mask in masks] + others) + ": "
 
 
-def _stand_in(plan: Plan, region: str, applied: str, kind: MaskKind, baseline: str | None) -> Operator:
+def _stand_in(plan: Plan, arm: PlannedArm, region: str, applied: str, baseline: str | None) -> Operator:
     """A small matrix with the structure of one of a group's."""
     if baseline == "logits":
         return DenseOperator(matrix=torch.tensor([[[1.0, -1.0], [-1.0, 1.0]]], dtype=torch.float64))
-    prefix = min(plan.prefix_length, 4)
-    size = prefix + min(plan.sequence_length - plan.prefix_length, 4)
-    factor = torch.linspace(-1, 1, size, dtype=torch.float64).reshape(1, size, 1)
-    own = AttentionOperator(query=factor, key=factor, mask=kind.at(prefix), scale=1.0)
-    attention = measured_part(own, region, applied, kind, prefix)
-    return DenseOperator(matrix=attention.dense()) if baseline == "shuffled" else attention
+    matrix = measured_part(arm.example, region, applied, arm.facts.mask, min(plan.prefix_length, EXAMPLE_SIZE))
+    return DenseOperator(matrix=matrix.dense()) if baseline == "shuffled" else matrix
 
 
 def _descriptions(names: Collection[str]) -> Mapping[str, MeasureDescription]:
@@ -131,16 +126,6 @@ def _descriptions(names: Collection[str]) -> Mapping[str, MeasureDescription]:
             units=MEASURES[name].units,
         )
         for name in names
-    }
-
-
-def _token_policy(run: Run) -> dict[str, str]:
-    described = run.tokens().description
-    separator = "each ended by the document token" if described.get("document_token") is not None else "as they come"
-    return {
-        "bos": "none: sequences are windows of the packed tokens",
-        "packing": f"documents one after another, {separator}; split: {described['split']}",
-        "truncation": "none: windows do not overlap",
     }
 
 
@@ -185,6 +170,30 @@ def layer_slab(found: OutputSpectrum) -> LayerSlab:
         floor_arithmetic=found.floor_arithmetic.numpy(),
         measures={name: values.numpy() for name, values in found.measures.items()},
     )
+
+
+def kept_slabs(own: Operator, names: Collection[str]) -> Iterator[KeptSlab]:
+    """What is kept of the matrices "sequence head" under their own mask, one sequence "head ..." at a time.
+
+    Args:
+        own: as the model applied them.
+        names: from `kept_names`.
+    """
+    for number in range(own.batch_shape[0]):
+        one = own[number : number + 1]
+        kept: dict[str, NDArray[np.float32]] = {}
+        if "queries" in names:
+            assert isinstance(one, AttentionOperator), "the plan keeps factors only where there are any"
+            kept = {"queries": _stored(one.query), "keys": _stored(one.key)}
+        if "attention" in names:
+            kept["attention"] = _stored(one.dense())
+        yield KeptSlab(**kept)
+
+
+def _stored(tensor: torch.Tensor) -> NDArray[np.float32]:
+    """The only sequence of a batch in float32, which holds bfloat16 and float16 exactly."""
+    array: NDArray[np.float32] = tensor[0].to(device="cpu", dtype=torch.float32).numpy()
+    return array
 
 
 def write_functional(writer: SpectrumWriter, run: Run, found: FunctionalRank) -> None:

@@ -17,6 +17,7 @@ from rankkit.cli.spectrum_table import decomposition_as_dict, show_companions, s
 from rankkit.files import RunDirectory
 from rankkit.spectra.measures import MEASURES
 from rankkit.studies import Decomposition, Run, decompose
+from rankkit.studies.decomposition import arms_of
 
 WORDS = ("whole matrix", "prefix block", "first key removed", "prefix block, first key removed")
 SIZES = {"effective_rank": 100.0, "logit_std": 1.2, "attention_entropy": 2.5, "mean_ipr": 0.12, "sink_mass": 0.31}
@@ -40,7 +41,8 @@ def found(seeds: int = 3, *, scale: float = 1.0, documents: Any = DOCUMENTS, **c
     }
     if "spoil" in changes:
         changes.pop("spoil")(values)
-    split = decompose(run, values, documents, tuple(range(LAYERS)), REGIONS, **changes)
+    layers = tuple(range(LAYERS))
+    split = decompose(arms_of(run, REGIONS, layers), values, documents, layers, REGIONS, **{"step": 500, **changes})
     assert split is not None
     return split
 

@@ -18,7 +18,7 @@ from rankkit.errors import ConfigurationError
 from rankkit.files import RunDirectory
 from rankkit.statistics import bootstrap_over_documents, mean_interval
 from rankkit.studies import Decomposition, Run, decompose
-from rankkit.studies.decomposition import EFFECTS, effects, untrained
+from rankkit.studies.decomposition import EFFECTS, arms_of, effects
 
 Array = NDArray[np.float64]
 
@@ -36,6 +36,13 @@ def run_of(*arms: str, **changes: Any) -> Run:
     return Run(RunDirectory(None), run_config(arms or ("gpt", "unilm"), **changes), {})  # type: ignore[arg-type]
 
 
+def decomposed(
+    run: Run, values: Any, documents: Any, layers: tuple[int, ...], regions: tuple[str, ...], **changes: Any
+) -> Decomposition | None:
+    """The split of a run's arms at its last step."""
+    return decompose(arms_of(run, regions, layers), values, documents, layers, regions, **{"step": STEPS, **changes})
+
+
 def drawn(seeds: int = 3, *, sequences: int = 4, heads: int = 3, offset: float = 0.0, seed: int = 0) -> Array:
     """ "seed region applied_mask sequence layer head"."""
     generator = np.random.default_rng(seed)
@@ -44,7 +51,7 @@ def drawn(seeds: int = 3, *, sequences: int = 4, heads: int = 3, offset: float =
 
 def split(causal: Array, prefix: Array, run: Run | None = None, layers: tuple[int, ...] = LAYERS) -> Decomposition:
     values = {"gpt": {"effective_rank": causal}, "unilm": {"effective_rank": prefix}}
-    found = decompose(run or run_of(), values, DOCUMENTS[: causal.shape[3]], layers, REGIONS)
+    found = decomposed(run or run_of(), values, DOCUMENTS[: causal.shape[3]], layers, REGIONS)
     assert found is not None
     return found
 
@@ -223,7 +230,7 @@ def test_the_pair_is_the_causal_and_the_prefix_arm_of_one_objective(
     arms: tuple[str, ...], pair: tuple[str, str]
 ) -> None:
     values = {arm: {"effective_rank": drawn(seed=number)} for number, arm in enumerate(arms)}
-    found = decompose(run_of(*arms), values, DOCUMENTS, LAYERS, REGIONS)
+    found = decomposed(run_of(*arms), values, DOCUMENTS, LAYERS, REGIONS)
     assert found is not None
     assert found.arms == pair
     own = values[pair[0]]["effective_rank"][:, 0, OWN, :, 0].mean()
@@ -233,7 +240,7 @@ def test_the_pair_is_the_causal_and_the_prefix_arm_of_one_objective(
 @pytest.mark.parametrize("arms", [("gpt",), ("unilm",), ("gpt", "gpt-full"), ("gpt-full", "unilm")])
 def test_without_such_a_pair_there_is_nothing_to_split(arms: tuple[str, ...]) -> None:
     values = {arm: {"effective_rank": drawn()} for arm in arms}
-    assert decompose(run_of(*arms), values, DOCUMENTS, LAYERS, REGIONS) is None
+    assert decomposed(run_of(*arms), values, DOCUMENTS, LAYERS, REGIONS) is None
 
 
 # Matrices without a value, and with a bracket in place of one.
@@ -306,7 +313,7 @@ def test_estimates_count_with_their_middle_and_widen_every_interval_by_their_mea
     (c, of_c), (p, of_p) = bracketed(causal, 3.0), bracketed(prefix, 1.5)
     values = {"gpt": {"effective_rank": c}, "unilm": {"effective_rank": p}}
     brackets = {"gpt": {"effective_rank": of_c}, "unilm": {"effective_rank": of_p}}
-    found = decompose(run_of(), values, DOCUMENTS, LAYERS, REGIONS, brackets=brackets)
+    found = decomposed(run_of(), values, DOCUMENTS, LAYERS, REGIONS, brackets=brackets)
     assert found is not None
     error = {"causal": 3.0 / 3, "prefix": 1.5 / 3}  # one head of three
     once, twice = error["causal"] + error["prefix"], 2 * (error["causal"] + error["prefix"])
@@ -325,7 +332,7 @@ def test_estimates_count_with_their_middle_and_widen_every_interval_by_their_mea
 def test_the_widened_gap_holds_the_gap_of_any_values_inside_their_brackets() -> None:
     causal, prefix = drawn(), drawn(offset=5, seed=1)
     (c, of_c), (p, of_p) = bracketed(causal, 3.0), bracketed(prefix, 1.5)
-    found = decompose(
+    found = decomposed(
         run_of(), {"gpt": {"effective_rank": c}, "unilm": {"effective_rank": p}}, DOCUMENTS, LAYERS, REGIONS,
         brackets={"gpt": {"effective_rank": of_c}, "unilm": {"effective_rank": of_p}},
     )  # fmt: skip
@@ -340,7 +347,7 @@ def test_a_bracket_stands_only_where_a_value_is_missing_and_without_ends_nothing
     causal, prefix = drawn(), drawn(offset=5, seed=1)
     everywhere = (np.zeros(causal.shape), np.ones(causal.shape))
     values = {"gpt": {"effective_rank": causal}, "unilm": {"effective_rank": prefix}}
-    found = decompose(
+    found = decomposed(
         run_of(), values, DOCUMENTS, LAYERS, REGIONS, brackets={"gpt": {"effective_rank": everywhere}}
     )  # fmt: skip
     assert found is not None
@@ -348,7 +355,7 @@ def test_a_bracket_stands_only_where_a_value_is_missing_and_without_ends_nothing
     assert row(found, "full", 0).estimated == 0
     causal[0, 0, OWN, 0, 0, 0] = np.nan
     everywhere[1][0, 0, OWN, 0, 0, 0] = np.inf
-    found = decompose(
+    found = decomposed(
         run_of(), values, DOCUMENTS, LAYERS, REGIONS, brackets={"gpt": {"effective_rank": everywhere}}
     )  # fmt: skip
     assert found is not None
@@ -368,7 +375,7 @@ def test_a_bracket_stands_only_where_a_value_is_missing_and_without_ends_nothing
 def test_a_bracket_that_is_none_is_refused(bracket: tuple[Array, Array], message: str) -> None:
     values = {"gpt": {"effective_rank": drawn()}, "unilm": {"effective_rank": drawn(seed=1)}}
     with pytest.raises(ConfigurationError, match=message):
-        decompose(run_of(), values, DOCUMENTS, LAYERS, REGIONS, brackets={"gpt": {"effective_rank": bracket}})
+        decomposed(run_of(), values, DOCUMENTS, LAYERS, REGIONS, brackets={"gpt": {"effective_rank": bracket}})
 
 
 # Regions, steps.
@@ -381,10 +388,9 @@ def test_a_bracket_that_is_none_is_refused(bracket: tuple[Array, Array], message
 def test_a_block_of_the_prefix_is_untrained_in_the_last_layer_of_a_suffix_loss_alone(
     region: str, expected: bool
 ) -> None:
-    config = run_config(("gpt", "gpt-full"))
-    assert untrained(region, 1, config.arm("gpt")) is expected
-    assert not untrained(region, 0, config.arm("gpt"))
-    assert not untrained(region, 1, config.arm("gpt-full"))
+    suffix, full = arms_of(run_of("gpt", "gpt-full"), (region,), LAYERS)
+    assert suffix.untrained.tolist() == [[False, expected]]
+    assert not full.untrained.any()
 
 
 def test_all_four_regions_are_split_and_both_prefix_blocks_leave_out_the_untrained_layer() -> None:
@@ -392,16 +398,17 @@ def test_all_four_regions_are_split_and_both_prefix_blocks_leave_out_the_untrain
         arm: {"effective_rank": np.concatenate([drawn(seed=number), drawn(seed=number + 5)], axis=1)}
         for number, arm in enumerate(("gpt", "unilm"))
     }
-    found = decompose(run_of(), arms, DOCUMENTS, LAYERS, AXES)
+    found = decomposed(run_of(), arms, DOCUMENTS, LAYERS, AXES)
     assert found is not None
     assert found.untrained.tolist() == [[False, False], [False, True]] * 2
     assert [entry.region for entry in found.means("effective_rank")] == list(AXES)
 
 
-def test_a_step_is_that_of_the_last_checkpoint_unless_given() -> None:
+def test_a_step_is_the_one_that_was_given() -> None:
     values = {"gpt": {"effective_rank": drawn()}, "unilm": {"effective_rank": drawn(seed=1)}}
-    found = [decompose(run_of(), values, DOCUMENTS, LAYERS, REGIONS, step=step) for step in (None, 5)]
-    assert [one.step for one in found if one is not None] == [STEPS, 5]
+    found = decomposed(run_of(), values, DOCUMENTS, LAYERS, REGIONS, step=5)
+    assert found is not None
+    assert found.step == 5
 
 
 def test_the_arrays_of_a_file_are_the_rows() -> None:

@@ -26,9 +26,10 @@ from rankkit.spectra import MEASURES
 from rankkit.spectra.baselines import BASELINES
 from rankkit.store import FileDescription, describe, read_group
 from rankkit.studies import MeasureConfig, Run, functional_rank, load_model, measure_run, plan_measurement
-from rankkit.studies.decomposition import EFFECTS, causal_and_prefix, effects
+from rankkit.studies.decomposition import EFFECTS, arms_of, causal_and_prefix, effects
 from rankkit.studies.functional import CUTS
 from rankkit.studies.measure import Progress, plan_functional
+from rankkit.studies.run_source import RunSource
 
 P, LAYERS, HEADS, HEAD_DIM = N // 2, 2, 3, 8
 SAVED = (0, 4, 8, 12)
@@ -387,12 +388,14 @@ def test_cuts_that_this_run_does_not_have_are_refused_before_anything_is_measure
         measure_run(small, settings, tmp_path / "s.h5", device=CPU, command="it", on_progress=heard.append)
     assert (heard, list(tmp_path.iterdir())) == ([], [])
     with pytest.raises(ConfigurationError, match=message):
-        plan_functional(small, settings)
+        plan_functional(RunSource(small, CPU), settings)
 
 
 def test_no_cut_is_planned_unless_its_scope_is_named(small: Run) -> None:
-    assert plan_functional(small, MeasureConfig(functional_ranks=(1,))) is None
-    plan = plan_functional(small, MeasureConfig(functional_ranks=(1, 4), functional_scopes=("layer",), samples=2))
+    assert plan_functional(RunSource(small, CPU), MeasureConfig(functional_ranks=(1,))) is None
+    plan = plan_functional(
+        RunSource(small, CPU), MeasureConfig(functional_ranks=(1, 4), functional_scopes=("layer",), samples=2)
+    )
     assert plan is not None
     assert (plan.passes, len(plan.sequences)) == (2 * LAYERS * 2 * 2, 2)  # arms, layers, ranks, cuts
     with pytest.raises(ConfigurationError, match=r"functional_scopes must be among all, layer, head, got \['heads'\]"):
@@ -415,7 +418,7 @@ def test_only_a_causal_and_a_prefix_arm_with_one_objective_are_compared(
     arms: tuple[str, ...], pair: tuple[str, str] | None, small: Run
 ) -> None:
     assert set(arms) <= set(ALL_ARMS)
-    assert causal_and_prefix(replace(small, config=run_config(arms, (0,)))) == pair
+    assert causal_and_prefix(arms_of(replace(small, config=run_config(arms, (0,))))) == pair
 
 
 # Sizes.

@@ -22,7 +22,7 @@ from rankkit.hooks import capture
 from rankkit.hooks.factors import LayerFactors
 from rankkit.spectra import spectrum
 from rankkit.store import STATUSES, describe, read_group
-from rankkit.studies import MeasureConfig, Measured, Run, load_model, measure, plan_measurement
+from rankkit.studies import MeasureConfig, Measured, Run, load_model, plan_measurement, run_source
 
 P, LAYERS, HEADS = N // 2, 2, 3
 
@@ -137,13 +137,13 @@ def test_a_plan_reckons_with_the_copies_that_measures_take_as_the_measurement_do
 @contextmanager
 def spoilt(monkeypatch: pytest.MonkeyPatch, change: Callable[[LayerFactors], LayerFactors]) -> Iterator[None]:
     """Every layer's factors are changed before they are measured."""
-    listen = measure.capture
+    listen = run_source.capture
 
     def capturing(model: Any, *, on_layer: Callable[[LayerFactors], None], **settings: Any) -> Any:
         return listen(model, on_layer=lambda factors: on_layer(change(factors)), **settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(measure, "capture", capturing)
+        patch.setattr(run_source, "capture", capturing)
         yield
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
@@ -352,7 +351,9 @@ def test_arms_must_have_finished_the_same_seeds(trained: Run, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("after", [1, 5])
-def test_an_interruption_leaves_nothing_and_costs_nothing(after: int, small: Run, tmp_path: Path) -> None:
+def test_an_interruption_leaves_finished_slabs_alone_and_the_old_file_as_it_was(
+    after: int, small: Run, tmp_path: Path
+) -> None:
     heard: list[Progress] = []
     config = MeasureConfig(samples=1)
 
@@ -363,26 +364,27 @@ def test_an_interruption_leaves_nothing_and_costs_nothing(after: int, small: Run
             stop=lambda: len(heard) >= after,
         )  # fmt: skip
 
-    with pytest.raises(MeasurementInterruptedError, match="was interrupted, and nothing was kept"):
+    with pytest.raises(MeasurementInterruptedError, match=f"was interrupted; {after} finished slabs are kept"):
         interrupted(tmp_path / "s.h5", force=False)
     assert len(heard) == after
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["s.h5.journal"]
+    with pytest.raises(OutputExistsError, match="--resume"):
+        interrupted(tmp_path / "s.h5", force=False)
     (tmp_path / "s.h5").write_bytes(b"old")
     with pytest.raises(OutputExistsError, match="must not exist yet"):
         interrupted(tmp_path / "s.h5", force=False)
     with pytest.raises(MeasurementInterruptedError):
         interrupted(tmp_path / "s.h5", force=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["s.h5"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s.h5", "s.h5.journal"]
     assert (tmp_path / "s.h5").read_bytes() == b"old"
 
 
-def test_damaged_weights_leave_nothing(small: Run, tmp_path: Path) -> None:
+def test_damaged_weights_leave_no_file(small: Run, tmp_path: Path) -> None:
     run = copy_of(small, tmp_path / "run")
-    file = run.directory.checkpoint("unilm", 0, STEPS) / "model.safetensors"
+    file = run.directory.checkpoint("gpt", 0, STEPS) / "model.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    shutil.rmtree(tmp_path / "out", ignore_errors=True)
     (tmp_path / "out").mkdir()
     with pytest.raises(RunError, match=r"model\.safetensors must match the hash"):
         measure(run, tmp_path / "out" / "s.h5", samples=1)
