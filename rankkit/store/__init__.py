@@ -7,6 +7,7 @@ from rankkit.store.consistency import Spectra
 from rankkit.store.datasets import SEQUENCES_PER_CHUNK
 from rankkit.store.functional import CutLosses
 from rankkit.store.groups import GroupWriter
+from rankkit.store.kept import kept_in, read_kept
 from rankkit.store.layout import GroupLayout
 from rankkit.store.reader import (
     ComparisonDescription,
@@ -18,7 +19,7 @@ from rankkit.store.reader import (
     read_root,
 )
 from rankkit.store.schema import BASELINES, CUTS, METHODS, SCHEMA_VERSION, STATUSES
-from rankkit.store.slabs import LayerSlab, Slab
+from rankkit.store.slabs import KeptSlab, LayerSlab, Slab
 from rankkit.store.variables import MeasureDescription, Variable
 from rankkit.store.verification import verify
 from rankkit.store.writer import SpectrumWriter
@@ -36,6 +37,7 @@ __all__ = [
     "GroupDescription",
     "GroupLayout",
     "GroupWriter",
+    "KeptSlab",
     "LayerSlab",
     "MeasureDescription",
     "Root",
@@ -44,7 +46,9 @@ __all__ = [
     "SpectrumWriter",
     "Variable",
     "describe",
+    "kept_in",
     "read_group",
+    "read_kept",
     "read_root",
     "verify",
 ]

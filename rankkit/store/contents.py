@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from rankkit.store.schema import GROUP_VARIABLES, LAYER_VARIABLES
+from rankkit.store.schema import GROUP_VARIABLES, KEPT_VARIABLES, LAYER_VARIABLES
 from rankkit.store.variables import (
     MeasureDescription,
     Variable,
@@ -33,7 +33,7 @@ class GroupContents:
 
     @property
     def variables(self) -> tuple[Variable, ...]:
-        """Every variable, coordinates aside, in the order in which they are written."""
+        """Every variable, coordinates aside, in the order in which they are written; those that are kept, where they are."""
         variables = list(GROUP_VARIABLES)
         for name, description in sorted(self.measures.items()):
             variables.append(measure_variable(name, description))
@@ -42,4 +42,4 @@ class GroupContents:
         if self.layer_measures is not None:
             variables += LAYER_VARIABLES
             variables += [layer_variable(name, text) for name, text in sorted(self.layer_measures.items())]
-        return tuple(variables)
+        return (*variables, *KEPT_VARIABLES)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rankkit.axes import SPECTRUM_AXES
 from rankkit.store.hdf5 import h5py, sha256_of_strings
 from rankkit.store.schema import AXIS_VARIABLES
 from rankkit.store.variables import Variable
@@ -20,8 +21,12 @@ SEQUENCES_PER_CHUNK = 8
 chunk has 32 KiB, and one layer and head is read without touching another."""
 
 _ALONE = ("seed", "step", "region", "applied_mask", "layer")  # axes along which a chunk of results holds one entry
+_ALONE_IN_SPECTRA = (*_ALONE, "head")
+_ALONE_IN_MATRICES = (*_ALONE_IN_SPECTRA, "sequence")
 _CHUNK_BYTES = 1 << 20  # at most: HDF5 reads and checks whole chunks
-_CACHE_BYTES = 32 << 20  # per variable: keeps unfinished chunks of narrower slabs until their last sequence arrives
+_CACHE_BYTES = (
+    32 << 20
+)  # per variable of spectra: keeps unfinished chunks of narrower slabs until their last sequence arrives
 _CACHE_SLOTS_PER_CHUNK = 10  # chunks that share a hash slot push each other out; HDF5 advises 10 to 100
 _DEFAULT_CACHE_SLOTS = 521
 
@@ -60,7 +65,7 @@ def create_dataset(
             compression_opts=1,  # level 4 saves 1 % more at the same speed, 9 is six times slower
             shuffle=True,
             fletcher32=True,
-            fillvalue=np.nan if variable.dtype == "float64" else -1,  # no code, so a lost chunk does not look like data
+            fillvalue=np.nan if "float" in variable.dtype else -1,  # no code, so a lost chunk does not look like data
             **_chunking(variable, shape),
         )
     set_attributes(dataset, variable.attributes)
@@ -78,11 +83,15 @@ def has_type(dataset: h5py.Dataset, variable: Variable) -> bool:
 
 
 def _chunking(variable: Variable, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Chunk shape and cache: a layer of one arm is alone in its chunks, and unfinished chunks stay in memory."""
+    """Chunk shape and cache: a layer of one arm is alone in its chunks, and unfinished chunks stay in memory.
+
+    A matrix is alone too, in blocks of its rows.
+    """
     axes = set(variable.dimensions)
     in_slabs = {"seed", "step", "layer"} <= axes
+    of_matrices = in_slabs and bool({"query", "key"} & axes)
     of_spectra = in_slabs and bool({"component", "output_component"} & axes)
-    alone = {*(_ALONE if in_slabs else ()), *(("head",) if of_spectra else ())}
+    alone = _ALONE_IN_MATRICES if of_matrices else _ALONE_IN_SPECTRA if of_spectra else _ALONE if in_slabs else ()
     chunk = [1 if axis in alone else size for axis, size in zip(variable.dimensions, shape, strict=True)]
     if of_spectra:
         sequence = variable.dimensions.index("sequence")
@@ -91,7 +100,8 @@ def _chunking(variable: Variable, shape: tuple[int, ...]) -> dict[str, Any]:
     while math.prod(chunk) * itemsize > _CHUNK_BYTES:
         first = next(number for number, size in enumerate(chunk) if size > 1)
         chunk[first] = -(-chunk[first] // 2)
-    held = min(_CACHE_BYTES, math.prod(shape) * itemsize)
+    comes_whole = of_matrices or variable.dimensions == SPECTRUM_AXES  # see rankkit.store.pages
+    held = 0 if comes_whole else min(_CACHE_BYTES, math.prod(shape) * itemsize)
     slots = _CACHE_SLOTS_PER_CHUNK * (held // (math.prod(chunk) * itemsize))
     return {
         "chunks": tuple(chunk),

@@ -15,14 +15,19 @@ from rankkit.store.consistency import Cells, Spectra, Violation, layer_violation
 from rankkit.store.datasets import create_axes, create_dataset, set_attributes
 from rankkit.store.grid import Grid
 from rankkit.store.hdf5 import h5py
+from rankkit.store.kept import attention_violations
 from rankkit.store.layout import GroupLayout
 from rankkit.store.output import HDF5Output
-from rankkit.store.slabs import LayerSlab, Slab
+from rankkit.store.pages import Pages
+from rankkit.store.slabs import KeptSlab, LayerSlab, Slab
 from rankkit.store.variables import LAYER_OUTPUT
 
 __all__ = ["GroupWriter", "create_group", "require_group"]
 
 Selection = tuple[int | slice, ...]
+
+_FLOAT = np.dtype(np.float64)
+_OF_EVERY_MATRIX = {v.name: np.dtype(v.dtype) for v in schema.GROUP_VARIABLES if v.dimensions == SPECTRUM_AXES}
 
 
 class GroupWriter:
@@ -35,8 +40,18 @@ class GroupWriter:
         self._name = name
         self._layout = layout
         self._datasets = datasets
-        self._matrices = Grid(SPECTRUM_AXES, layout.labels)
-        self._layers = Grid(LAYER_AXES, layout.labels)
+        self._labels = layout.labels
+        self._matrices = Grid(SPECTRUM_AXES, self._labels)
+        self._layers = Grid(LAYER_AXES, self._labels)
+        self._kept = Grid(schema.KEPT_AXES, self._labels)
+        self._rows, self._columns = (
+            self._matrices.spread(np.asarray(sides, dtype=np.int64), ("region", "sequence"), ())
+            for sides in (layout.rows, layout.columns)
+        )
+        self._pages = Pages(
+            [variable for variable in layout.variables if variable.dimensions == SPECTRUM_AXES],
+            [len(self._labels[axis]) for axis in SPECTRUM_AXES],
+        )
 
     def write(self, index: Mapping[str, int | slice], values: Slab) -> None:
         """Write the results of one block of attention matrices.
@@ -54,12 +69,20 @@ class GroupWriter:
         selection = self._matrices.select(index)
         cells = self._cells(selection, values)
         self._refuse(violations(cells, {}), self._matrices, selection, "matrices")
-        names = [v.name for v in schema.GROUP_VARIABLES if v.dimensions[: len(SPECTRUM_AXES)] == SPECTRUM_AXES]
-        arrays = {name: getattr(cells, name) for name in names} | dict(cells.measures)
+        arrays = {name: getattr(cells, name) for name in _OF_EVERY_MATRIX} | dict(cells.measures)
         arrays |= {f"{name}_lower": lower for name, (lower, _) in cells.brackets.items()}
         arrays |= {f"{name}_upper": upper for name, (_, upper) in cells.brackets.items()}
         arrays |= {f"{name}_error": error for name, error in cells.errors.items()}
-        self._store(self._matrices, selection, arrays)
+        pages = list(self._pages.put(selection, arrays))
+
+        def store(_: h5py.File) -> None:
+            self._datasets["singular_values"][selection] = cells.singular_values
+            for page in pages:
+                for name, array in page.arrays.items():
+                    self._datasets[name][page.place] = array
+
+        self._output.run(store)
+        self._matrices.mark(selection)
 
     def write_layer_output(self, index: Mapping[str, int | slice], values: LayerSlab) -> None:
         """Write the results of one block of layer outputs.
@@ -87,12 +110,40 @@ class GroupWriter:
         )
         self._store(self._layers, selection, {f"{LAYER_OUTPUT}{name}": array for name, array in arrays.items()})
 
+    def write_kept(self, index: Mapping[str, int | slice], values: KeptSlab) -> None:
+        """Write what one block of spectra came from.
+
+        Args:
+            index: as for `write`, along the axes of schema.KEPT_AXES.
+            values: arrays over the axes that `index` does not fix to one number, in the order of schema.KEPT_AXES.
+
+        Raises:
+            ValueError: the group keeps something else, a type does not fit float32; or as `write`.
+            SpectrumFileError: attention has entries or rows that attention cannot have.
+            StorageError: the file system refuses.
+        """
+        given = {v.name: getattr(values, v.name) for v in schema.KEPT_VARIABLES}
+        _check_names("kept", [name for name, array in given.items() if array is not None], self._layout.kept)
+        selection = self._kept.select(index)
+        shape, labels = self._kept.shape(selection), self._labels
+        arrays = {
+            v.name: _exactly(v.name, given[v.name], (*shape, *(len(labels[axis]) for axis in v.dimensions[-2:])))
+            for v in schema.KEPT_VARIABLES
+            if v.name in self._layout.kept
+        }
+        if "attention" in arrays and self._layout.rows_sum_to_one:
+            self._refuse(attention_violations([arrays["attention"]]), self._kept, selection, "matrices")
+        self._store(self._kept, selection, arrays)
+
     def first_unwritten(self) -> str | None:
         """The first cell that nothing was written to, in words, or None."""
         missing = self._matrices.first_unwritten()
         if missing is None and self._layout.output_components is not None:
             layer = self._layers.first_unwritten()
             missing = None if layer is None else f"the layer output of {layer}"
+        if missing is None and self._layout.kept:
+            matrix = self._kept.first_unwritten()
+            missing = None if matrix is None else f"what is kept of {matrix}"
         return missing
 
     def _refuse(self, claims: Iterable[Violation], grid: Grid, selection: Selection, things: str) -> None:
@@ -118,39 +169,33 @@ class GroupWriter:
         _check_names("errors", values.errors, layout.errors, all_of_them=False)
         unknown = np.nan, np.nan
         ends = {name: values.brackets.get(name, unknown) for name in layout.estimated}
-        per_matrix = [v for v in schema.GROUP_VARIABLES if v.dimensions == SPECTRUM_AXES]
         return Cells(
-            singular_values=_padded(values.singular_values, (*shape, len(layout.labels["component"]))),
-            rows=self._per_sequence(layout.rows, selection),
-            columns=self._per_sequence(layout.columns, selection),
-            **{v.name: _full(v.name, getattr(values, v.name), v.dtype, shape) for v in per_matrix},
-            measures={name: _full(name, array, "float64", shape) for name, array in values.measures.items()},
+            singular_values=_padded(values.singular_values, (*shape, len(self._labels["component"]))),
+            rows=self._rows[selection],
+            columns=self._columns[selection],
+            **{name: _full(name, getattr(values, name), dtype, shape) for name, dtype in _OF_EVERY_MATRIX.items()},
+            measures={name: _full(name, array, _FLOAT, shape) for name, array in values.measures.items()},
             brackets={
-                name: (_full(f"{name}_lower", lower, "float64", shape), _full(f"{name}_upper", upper, "float64", shape))
+                name: (_full(f"{name}_lower", lower, _FLOAT, shape), _full(f"{name}_upper", upper, _FLOAT, shape))
                 for name, (lower, upper) in ends.items()
             },
             errors={
-                name: _full(f"{name}_error", values.errors.get(name, np.nan), "float64", shape)
-                for name in layout.errors
+                name: _full(f"{name}_error", values.errors.get(name, np.nan), _FLOAT, shape) for name in layout.errors
             },
             rows_sum_to_one=layout.rows_sum_to_one,
         )
 
     def _outputs(self, shape: tuple[int, ...], values: LayerSlab) -> Spectra:
-        size = len(self._layout.labels["output_component"])
+        size = len(self._labels["output_component"])
         sides = np.full(shape, size, dtype=np.int64)
         return Spectra(
             singular_values=_padded(values.singular_values, (*shape, size)),
             rows=sides,
             columns=sides,
-            floor_arithmetic=_full("floor_arithmetic", values.floor_arithmetic, "float64", shape),
-            measures={name: _full(name, array, "float64", shape) for name, array in values.measures.items()},
+            floor_arithmetic=_full("floor_arithmetic", values.floor_arithmetic, _FLOAT, shape),
+            measures={name: _full(name, array, _FLOAT, shape) for name, array in values.measures.items()},
             rows_sum_to_one=False,
         )
-
-    def _per_sequence(self, values: NDArray[np.integer], selection: Selection) -> NDArray[np.int64]:
-        """Spread "region sequence" over the axes of a slab."""
-        return self._matrices.spread(np.asarray(values, dtype=np.int64), ("region", "sequence"), selection)
 
 
 def _check_names(kind: str, given: Iterable[str], known: Iterable[str], *, all_of_them: bool = True) -> None:
@@ -162,13 +207,24 @@ def _check_names(kind: str, given: Iterable[str], known: Iterable[str], *, all_o
         )
 
 
-def _full(name: str, array: ArrayLike, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+def _full(name: str, array: ArrayLike, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     found = np.asarray(array)
+    if found.shape == shape and found.dtype == dtype:
+        return found
     if found.shape not in ((), shape):
         raise ValueError(f"{name} must have shape {shape} or be one number, got {found.shape}. Match the index.")
     if not np.can_cast(found.dtype, dtype, "same_kind"):
         raise ValueError(f"{name} must be convertible to {dtype}, got {found.dtype}. Convert it.")
     return np.broadcast_to(found, shape).astype(dtype)
+
+
+def _exactly(name: str, array: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    found = np.asarray(array)
+    if found.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {found.shape}. Match the index.")
+    if not np.can_cast(found.dtype, np.float32):
+        raise ValueError(f"{name} must be of a type that float32 holds without loss, got {found.dtype}. Convert it.")
+    return found.astype(np.float32, copy=False)
 
 
 def _padded(singular_values: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float64]:
@@ -179,6 +235,8 @@ def _padded(singular_values: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.fl
             f"singular_values must have shape {shape[:-1]} and at most {shape[-1]} components, got {found.shape}. "
             "Match the index, components last."
         )
+    if found.shape == shape:
+        return found
     padded = np.full(shape, np.nan)
     padded[..., : found.shape[-1]] = found
     return padded
@@ -204,10 +262,8 @@ def create_group(file: h5py.File, name: str, layout: GroupLayout) -> dict[str, h
     set_attributes(group, layout.group_attributes)
     create_axes(group, layout.labels)
     waiting = {}
-    for variable in layout.contents.variables:
+    for variable in layout.variables:
         given = layout.arrays.get(variable.name)
-        if given is None and variable.optional:
-            continue
         dataset = create_dataset(group, variable, layout.labels, given)
         if given is None:
             waiting[variable.name] = dataset

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,19 +13,22 @@ from numpy.typing import NDArray
 from rankkit.axes import AXES
 from rankkit.store.consistency import contradictions
 from rankkit.store.contents import GroupContents
+from rankkit.store.hdf5 import DEFAULT_LIMIT
 from rankkit.store.reasons import reasons_text
 from rankkit.store.schema import (
     COMPARISON_AXES,
     DOCUMENT,
     GROUP_ATTRIBUTES,
     GROUP_VARIABLES,
+    KEPT_VARIABLES,
+    LOGIT_SCALE,
     METHOD_RULE,
     OPTIONAL_GROUP_ATTRIBUTES,
     ROWS_SUM_TO_ONE,
     TOKEN_ATTRIBUTES,
     UNAVAILABLE,
 )
-from rankkit.store.variables import LAYER_OUTPUT, MeasureDescription, bracket_variables, error_variable
+from rankkit.store.variables import LAYER_OUTPUT, MeasureDescription, Variable, bracket_variables, error_variable
 
 __all__ = ["Attribute", "GroupLayout", "check_attributes", "check_shape", "check_text"]
 
@@ -32,7 +36,7 @@ Attribute = str | int | float
 """What an attribute may be; booleans have no type in netCDF-4, so write 0 or 1."""
 
 _MEASURE_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
-_RESERVED = {variable.name for variable in GROUP_VARIABLES} | {*AXES, *COMPARISON_AXES}
+_RESERVED = {variable.name for variable in (*GROUP_VARIABLES, *KEPT_VARIABLES)} | {*AXES, *COMPARISON_AXES}
 _RULE_LIMIT = 1000  # characters of a method rule: a few sentences
 
 
@@ -140,16 +144,26 @@ class GroupLayout:
     """Measures and theorems that were switched off, each with the reason."""
     rows_sum_to_one: bool = True
     """Whether the matrices are attention: rows of entries >= 0 that sum to 1, or less beside a learned sink logit."""
+    sequences: Sequence[int] | None = None
+    """Numbers of the sequences, rising; None for 0, 1, ... A part of a measurement gives those that it has."""
+    kept: Collection[str] = ()
+    """What is kept of each matrix, from schema.KEPT_VARIABLES; queries and keys come together."""
+    features: int | None = None
+    """Length of a query and of a key, where they are kept."""
+    logit_scale: float | None = None
+    """What the products of queries and keys are multiplied by to give logits, where they are kept."""
 
     def __post_init__(self) -> None:
         """Check everything that a later reader would trip over."""
         check_attributes(self.attributes, TOKEN_ATTRIBUTES, (*GROUP_ATTRIBUTES, *OPTIONAL_GROUP_ATTRIBUTES))
         self._check_group_attributes()
         self._check_names()
+        self._check_kept()
         self._check_shapes()
         labels = {axis: np.asarray(values) for axis, values in self.labels.items()}
         for problem in contradictions({**labels, **self.arrays}):
             raise ValueError(f"{problem}. Correct the layout.")
+        self._check_sizes()
 
     def _check_group_attributes(self) -> None:
         for name, value in self.group_attributes.items():
@@ -184,6 +198,33 @@ class GroupLayout:
                 "output_components must be given with layer_measures, got None. Pass min(positions, d_model)."
             )
 
+    def _check_kept(self) -> None:
+        known = [variable.name for variable in KEPT_VARIABLES]
+        unknown = sorted(set(self.kept) - set(known))
+        if unknown:
+            raise ValueError(f"kept must be among {', '.join(known)}, got {unknown[0]!r}. Correct it.")
+        factors = {"queries", "keys"} & set(self.kept)
+        if len(factors) == 1:
+            raise ValueError(f"kept must hold queries and keys together, got {factors.pop()} alone. Name both.")
+        for name, value in (("features", self.features), ("logit_scale", self.logit_scale)):
+            if (value is not None) != bool(factors):
+                raise ValueError(
+                    f"{name} must be given exactly where queries and keys are kept, got {value}. Give both, or neither."
+                )
+        if self.logit_scale is not None and not math.isfinite(self.logit_scale):
+            raise ValueError(
+                f"logit_scale must be a finite number, got {self.logit_scale}. Give the factor of the logits."
+            )
+
+    def _check_sizes(self) -> None:
+        for variable in self.variables:
+            size = self._bytes(variable)
+            if size > DEFAULT_LIMIT:
+                raise ValueError(
+                    f"{variable.name} must take at most {DEFAULT_LIMIT} bytes, or readers refuse it, got {size}. "
+                    "Measure fewer sequences, steps or layers at a time."
+                )
+
     def _check_shapes(self) -> None:
         sizes = {name: len(labels) for name, labels in self.labels.items()}
         shapes = {v.name: tuple(sizes[axis] for axis in v.dimensions) for v in GROUP_VARIABLES if v.name in self.arrays}
@@ -212,12 +253,30 @@ class GroupLayout:
         )
 
     @property
+    def variables(self) -> tuple[Variable, ...]:
+        """The variables of the group, coordinates aside, in the order in which they are written."""
+        given = {*self.arrays, *self.kept}
+        return tuple(v for v in self.contents.variables if not v.optional or v.name in given)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes that queries, keys and attention take before compression."""
+        return sum(self._bytes(variable) for variable in KEPT_VARIABLES if variable.name in self.kept)
+
+    def _bytes(self, variable: Variable) -> int:
+        itemsize = 0 if variable.dtype == "string" else np.dtype(variable.dtype).itemsize
+        labels = self.labels
+        return math.prod(len(labels[axis]) for axis in variable.dimensions) * itemsize
+
+    @property
     def group_attributes(self) -> dict[str, Attribute]:
         """All attributes of the group."""
         optional: dict[str, Attribute] = {} if self.method_rule is None else {METHOD_RULE: self.method_rule}
         if self.unavailable:
             optional[UNAVAILABLE] = reasons_text(self.unavailable)
         optional[ROWS_SUM_TO_ONE] = int(self.rows_sum_to_one)
+        if self.logit_scale is not None:
+            optional[LOGIT_SCALE] = float(self.logit_scale)
         own = {"mask": self.mask, "objective": self.objective, "kind": self.kind}
         return own | optional | dict(self.attributes)
 
@@ -226,16 +285,18 @@ class GroupLayout:
         """The labels of every axis, by name, in storage order."""
         longest = max(1, int(np.minimum(self.rows, self.columns).max()))
         outputs = {} if self.output_components is None else {"output_component": range(self.output_components)}
+        features = {} if self.features is None else {"feature": range(self.features)}
         return {
             "seed": self.seeds,
             "step": self.steps,
             "region": self.regions,
             "applied_mask": self.applied_masks,
-            "sequence": range(self.tokens.shape[0]),
+            "sequence": range(self.tokens.shape[0]) if self.sequences is None else self.sequences,
             "layer": self.layers,
             "head": self.heads,
             "component": range(longest if self.components is None else self.components),
             **outputs,
             "query": range(self.valid_row.shape[1]),
             "key": range(self.tokens.shape[1]),
+            **features,
         }

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ROUNDING", "Range", "measure_range"]
+__all__ = ["ROUNDING", "Range", "excluded", "measure_range"]
 
 ROUNDING: Final = 1e-9  # relative; sums of at most 1e5 float64 values differ by less, whatever the order of summation
 
@@ -62,33 +63,6 @@ class Range:
             case number:
                 return np.full(rank.shape, number)
 
-    def excludes(
-        self,
-        values: NDArray[np.float64],
-        rank: NDArray[np.integer],
-        columns: NDArray[np.integer],
-        *,
-        rows_sum_to_one: bool,
-    ) -> NDArray[np.bool_]:
-        """Which values no matrix can have.
-
-        Args:
-            values: "...".
-            rank: "...", min(rows, columns).
-            columns: "...".
-            rows_sum_to_one: whether the matrices are attention, so that ranges of attention hold.
-
-        Returns:
-            "...", bool.
-        """
-        stray: NDArray[np.bool_] = np.isinf(values) & (values != (np.nan if self.infinite is None else self.infinite))
-        if self.of_attention and not rows_sum_to_one:
-            return stray
-        upper = self.greatest(rank, columns)
-        with np.errstate(invalid="ignore"):  # nan compares false, which is what is wanted
-            outside = (values < self.lower - self.slack) | (values > upper + self.slack * np.maximum(upper, 1))
-        return np.asarray(stray | outside)
-
 
 _COUNT = Range(lower=0, upper="r")
 _MASS = Range(lower=0, upper=1, of_attention=True)
@@ -134,3 +108,60 @@ def measure_range(name: str) -> Range | None:
         if name.startswith(family) and name.removeprefix(family).isdigit():
             return values
     return _RANGES.get(name)
+
+
+def excluded(
+    names: Sequence[str],
+    values: NDArray[np.float64],
+    rank: NDArray[np.integer],
+    columns: NDArray[np.integer],
+    *,
+    rows_sum_to_one: bool,
+) -> NDArray[np.bool_]:
+    """Which values no matrix can have.
+
+    Args:
+        names: measures whose range is known, at least one.
+        values: "measure ...".
+        rank: "...", min(rows, columns).
+        columns: "...".
+        rows_sum_to_one: whether the matrices are attention, so that ranges of attention hold.
+
+    Returns:
+        "measure ...", bool.
+    """
+    bounds = _bounds(tuple(names), rows_sum_to_one)
+    ends = {limits.upper: limits.greatest(rank, columns) for limits in bounds.ranges}
+    upper = np.stack([ends[limits.upper] for limits in bounds.ranges])
+    per_measure = (-1, *(1,) * rank.ndim)
+    lower, slack, infinite = (column.reshape(per_measure) for column in (bounds.lower, bounds.slack, bounds.infinite))
+    with np.errstate(invalid="ignore"):  # nan compares false, which is what is wanted
+        outside = (values < lower) | (values > upper + slack * np.maximum(upper, 1))
+    stray = np.isinf(values) & (values != infinite)
+    return np.asarray(stray | outside)
+
+
+@dataclass(frozen=True, slots=True)
+class _Bounds:
+    """The ends of several ranges, "measure"; infinite where they do not hold."""
+
+    ranges: tuple[Range, ...]
+    lower: NDArray[np.float64]
+    slack: NDArray[np.float64]
+    infinite: NDArray[np.float64]
+
+
+@lru_cache(maxsize=64)
+def _bounds(names: tuple[str, ...], rows_sum_to_one: bool) -> _Bounds:
+    ranges = []
+    for name in names:
+        limits = measure_range(name)
+        assert limits is not None, "asked of measures with a known range"
+        holds = rows_sum_to_one or not limits.of_attention
+        ranges.append(limits if holds else replace(limits, lower=-np.inf, upper=np.inf))
+    return _Bounds(
+        ranges=tuple(ranges),
+        lower=np.array([limits.lower - limits.slack for limits in ranges]),
+        slack=np.array([limits.slack for limits in ranges]),
+        infinite=np.array([np.nan if limits.infinite is None else limits.infinite for limits in ranges]),
+    )

@@ -7,6 +7,7 @@
         <measure>_lower, _upper   the bracket of an estimate; the measure itself is nan there
         <measure>_error           how far the exact value may be off
         layer_output_...          the same kind of numbers for a layer's output
+        queries, keys, attention  KEPT_VARIABLES: what the spectra came from, with LOGIT_SCALE beside queries and keys
     /baselines/<name>/<arm>       the same, for what an arm is held against; names BASELINES
     /comparison                   COMPARISON_VARIABLES: the difference of two arms, at the last step
     /comparison/by_step           COMPARISON_BY_STEP_VARIABLES: the same at every step, where there are several
@@ -18,7 +19,8 @@ rankkit.store.ranges.
 
 A change here is a change of the schema: raise SCHEMA_VERSION (the minor number where arms stay where older readers look
 for them, and nothing that they know changes its meaning) and say so in the CHANGELOG. 1.1 added regions, brackets,
-errors, layer outputs, the optional variables of comparisons, comparisons by step, and the functional rank.
+errors, layer outputs, the optional variables of comparisons, comparisons by step, and the functional rank; 1.2 queries,
+keys and attention, the type float32, and sequences that are numbered from elsewhere than 0.
 """
 
 from __future__ import annotations
@@ -51,7 +53,10 @@ __all__ = [
     "GROUP_ATTRIBUTES",
     "GROUP_VARIABLES",
     "HOST_ATTRIBUTES",
+    "KEPT_AXES",
+    "KEPT_VARIABLES",
     "LAYER_VARIABLES",
+    "LOGIT_SCALE",
     "MEASURE_ORDER",
     "METHODS",
     "METHODS_OF_ESTIMATES",
@@ -68,7 +73,7 @@ __all__ = [
     "UNAVAILABLE",
 ]
 
-SCHEMA_VERSION: Final = "1.1"
+SCHEMA_VERSION: Final = "1.2"
 """Major version: readers of another major refuse the file. Minor: older readers still find the arms they know."""
 
 CONVENTIONS: Final = "CF-1.11"
@@ -155,7 +160,10 @@ ROWS_SUM_TO_ONE: Final = "rows_sum_to_one"
 A group without it holds attention.
 """
 
-OPTIONAL_GROUP_ATTRIBUTES: Final = (METHOD_RULE, UNAVAILABLE, ROWS_SUM_TO_ONE)
+LOGIT_SCALE: Final = "logit_scale"
+"""Group attribute: what the products of queries and keys are multiplied by to give logits; there where they are kept."""
+
+OPTIONAL_GROUP_ATTRIBUTES: Final = (METHOD_RULE, UNAVAILABLE, ROWS_SUM_TO_ONE, LOGIT_SCALE)
 """Attributes of an arm's group that it may lack."""
 
 FUNCTIONAL_ATTRIBUTES: Final = ("mask", "objective", "step")
@@ -181,7 +189,12 @@ ROOT_STRINGS: Final = (
 )
 
 DOCUMENT: Final = Variable(
-    "document", ("sequence",), "int32", "number of the document in which the sequence starts", optional=True
+    "document",
+    ("sequence",),
+    "int32",
+    "number of the document in which the sequence starts",
+    optional=True,
+    since="1.1",
 )
 
 GROUP_VARIABLES: Final = (
@@ -216,15 +229,34 @@ LAYER_VARIABLES: Final = (
         "float64",
         "singular values of the layer's output, descending; all nan where they could not be computed",
         definition="sum_h A_h X W_V^h W_O^h, positions by d_model",
+        since="1.1",
     ),
     Variable(
         f"{LAYER_OUTPUT}floor_arithmetic",
         LAYER_AXES,
         "float64",
         "noise floor of the layer output's singular values, in their units",
+        since="1.1",
     ),
 )
 """What every group has that measures layers' outputs, measures aside."""
+
+KEPT_AXES: Final = ("seed", "step", "sequence", "layer", "head")
+"""The axes of one kept matrix, whatever is measured of it."""
+
+_KEPT_NAMES = (
+    ("queries", ("query", "feature"), "queries as the attention kernel got them, position encoding applied"),
+    ("keys", ("key", "feature"), "keys as the attention kernel got them, position encoding applied"),
+    ("attention", ("query", "key"), "attention matrix under the own mask"),
+)
+KEPT_VARIABLES: Final = tuple(
+    Variable(name, (*KEPT_AXES, *axes), "float32", long_name, optional=True, since="1.2")
+    for name, axes, long_name in _KEPT_NAMES
+)
+"""What a group has where it was asked to keep what the spectra came from; queries and keys come together.
+
+They have no definition: that is what marks a measure.
+"""
 
 _OF_TWO = "y(arm, mask) the measure's mean over heads and sequences, c the first arm and p the second"
 _SHAPLEY = "Shapley value of a game of two players"
@@ -259,6 +291,7 @@ _SAME_MASK = Variable(
     "root mean square difference between two seeds of one arm",
     definition=f"sqrt(mean over both arms and all pairs of their seeds of (y - y')^2), own masks; {_OF_TWO}",
     optional=True,
+    since="1.1",
 )
 
 
@@ -270,6 +303,7 @@ def _over_layers(variable: Variable) -> Variable:
         dimensions=tuple(axis for axis in variable.dimensions if axis != "layer"),
         long_name=f"{variable.long_name}, of the mean over trained layers",
         optional=True,
+        since="1.1",
     )
 
 
@@ -277,7 +311,7 @@ COMPARISON_VARIABLES: Final = (*_EFFECTS, _SAME_MASK, *(_over_layers(v) for v in
 """Differences between two arms; those with a `bound` are a value and its interval."""
 
 COMPARISON_BY_STEP_VARIABLES: Final = tuple(
-    replace(variable, dimensions=("step", *variable.dimensions)) for variable in COMPARISON_VARIABLES
+    replace(variable, dimensions=("step", *variable.dimensions), since="1.1") for variable in COMPARISON_VARIABLES
 )
 """The same at every step."""
 
@@ -291,6 +325,7 @@ _EXTRA_LOSSES = tuple(
         "nat",
         definition="loss with the matrices cut to their kept_rank leading singular triplets, minus loss without the cut",
         optional=True,
+        since="1.1",
     )
     for scope, axes, words in (
         ("all", ("seed", "sequence"), "all heads are"),
@@ -300,7 +335,7 @@ _EXTRA_LOSSES = tuple(
 )
 
 FUNCTIONAL_VARIABLES: Final = (
-    Variable("loss_uncut", ("seed", "sequence"), "float64", "loss of the uncut model per target", "nat"),
+    Variable("loss_uncut", ("seed", "sequence"), "float64", "loss of the uncut model per target", "nat", since="1.1"),
     DOCUMENT,
     *_EXTRA_LOSSES,
     Variable(
@@ -310,6 +345,7 @@ FUNCTIONAL_VARIABLES: Final = (
         "share of a cut matrix that masking it again removes",
         definition="sum over hidden entries of (A_k)_ij^2 / ||A_k||_F^2, A_k the cut matrix of the uncut model",
         optional=True,
+        since="1.1",
     ),
     Variable(
         "cut_error",
@@ -318,6 +354,7 @@ FUNCTIONAL_VARIABLES: Final = (
         "relative distance of the cut matrix from the uncut one",
         definition="||A - cut A||_F / ||A||_F, A the matrix of the uncut model",
         optional=True,
+        since="1.1",
     ),
 )
 """What cutting the rank of one arm's attention costs; means over an axis that is not there, nan where not computed."""
@@ -338,11 +375,13 @@ AXIS_VARIABLES: Final[Mapping[str, Variable]] = {
             ("output_component",),
             "int64",
             "number of the layer output's singular value, from 0, the largest first",
+            since="1.1",
         ),
-        Variable("kept_rank", ("kept_rank",), "int64", "number of leading singular triplets kept"),
-        Variable("cut", ("cut",), "string", "whether a cut matrix is masked again", None),
+        Variable("kept_rank", ("kept_rank",), "int64", "number of leading singular triplets kept", since="1.1"),
+        Variable("cut", ("cut",), "string", "whether a cut matrix is masked again", None, since="1.1"),
         Variable("query", ("query",), "int64", "query position, from 0"),
         Variable("key", ("key",), "int64", "key position, from 0"),
+        Variable("feature", ("feature",), "int64", "number of the feature, from 0", since="1.2"),
         Variable("measure", ("measure",), "string", "name of the measure", None),
         Variable("bound", ("bound",), "string", "mean, or lower or upper end of its 95% interval", None),
     )

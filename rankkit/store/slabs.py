@@ -1,4 +1,4 @@
-"""One slab of results: the numbers of a block of attention matrices, or of a block of layer outputs."""
+"""One slab of results: the numbers of a block of attention matrices or of layer outputs, or what they came from."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["LayerSlab", "Slab"]
+__all__ = ["KeptSlab", "LayerSlab", "Slab"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -55,3 +55,18 @@ class LayerSlab:
     """"..." or one number, noise floor of the method."""
     measures: Mapping[str, ArrayLike] = field(default_factory=dict)
     """"..." by name, or one number: exactly the group's layer measures."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class KeptSlab:
+    """What a block of spectra came from; axes that the index fixes to one number are absent.
+
+    Exactly what the group keeps; every array of a type that float32 holds without loss.
+    """
+
+    queries: NDArray[np.floating] | None = None
+    """"... query feature", as the attention kernel got them, position encoding applied."""
+    keys: NDArray[np.floating] | None = None
+    """"... key feature", as the attention kernel got them, position encoding applied; one for each head of queries."""
+    attention: NDArray[np.floating] | None = None
+    """"... query key", the matrix under the arm's own mask."""

@@ -24,7 +24,7 @@ __all__ = [
 LAYER_OUTPUT: Final = "layer_output_"
 """What the names of a layer output's variables begin with."""
 
-TypeName = Literal["float64", "int64", "int32", "int8", "string"]
+TypeName = Literal["float64", "float32", "int64", "int32", "int8", "string"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,8 @@ class Variable:
     """Who defined it, for what is computed."""
     optional: bool = False
     """Whether a group may lack it."""
+    since: str = "1.0"
+    """The schema that first had it."""
 
     @property
     def attributes(self) -> dict[str, str | NDArray[np.int8]]:
@@ -95,6 +97,7 @@ def bracket_variables(name: str, description: MeasureDescription) -> tuple[Varia
             measure_variable(f"{name}_{end}", description),
             long_name=f"{description.long_name}, {end} end of the 95% bracket of its estimate",
             definition=f"{end} end of an interval that holds this in at least 95% of repetitions: {description.definition}",
+            since="1.1",
         )
         for end in ("lower", "upper")
     )
@@ -108,6 +111,7 @@ def error_variable(name: str, description: MeasureDescription) -> Variable:
         long_name=f"{description.long_name}, bound of its error",
         definition=f"bound of how far both noise floors may have moved the exact value of {name}",
         source="derived from floor_arithmetic and floor_model",
+        since="1.1",
     )
 
 
@@ -121,4 +125,5 @@ def layer_variable(name: str, description: MeasureDescription) -> Variable:
         description.units,
         definition=f"{description.definition}; of sum_h A_h X W_V^h W_O^h",
         source=description.source,
+        since="1.1",
     )

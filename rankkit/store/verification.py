@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankkit.axes import LAYER_AXES, SPECTRUM_AXES
-from rankkit.errors import SpectrumFileError
 from rankkit.store import schema
+from rankkit.store.checksums import damaged_parts
 from rankkit.store.comparison import comparison_problems, step_problems
 from rankkit.store.consistency import (
     Cells,
@@ -38,20 +38,19 @@ from rankkit.store.hdf5 import (
     axis_names,
     datasets_in,
     h5py,
-    has_all_chunks,
     is_newer,
     opened,
     read_array,
-    read_strings,
-    sha256_of_attributes,
-    sha256_of_strings,
 )
+from rankkit.store.kept import attention_violations, kept_problems
 from rankkit.store.names import baseline_problem
 from rankkit.store.reasons import read_reasons
 from rankkit.store.tree import comparison_groups, contents_in, functional_groups, measure_groups
 from rankkit.store.variables import LAYER_OUTPUT, Variable
 
-__all__ = ["verify"]
+__all__ = ["verify", "verify_written"]
+
+_BLOCK_BYTES = 1 << 20  # of an attention matrix at a time: as much as a chunk may take
 
 
 def verify(path: str | Path, recompute: Recompute | None = None, *, limit: int = DEFAULT_LIMIT) -> list[str]:
@@ -71,10 +70,26 @@ def verify(path: str | Path, recompute: Recompute | None = None, *, limit: int =
             what it holds cannot be told.
     """
     with opened(path, limit=limit) as file:
-        problems = list(_structure(file)) or list(_checksums(file))
-        if not problems:
-            problems = list(_numbers(file, recompute or {}))
-    return problems
+        problems = list(_structure(file)) or list(damaged_parts(file))
+        return problems or [*_small_numbers(file), *_numbers(file, recompute or {})]
+
+
+def verify_written(path: str | Path) -> list[str]:
+    """What the writer asks of its own file: the same, but for the numbers of slabs, which it checked as they came.
+
+    Their checksums were made from the numbers that were checked, so that a chunk which matches its checksum holds them.
+
+    Args:
+        path: a finished file.
+
+    Returns:
+        One line for each problem.
+
+    Raises:
+        SpectrumFileError: as for `verify`.
+    """
+    with opened(path) as file:
+        return list(_structure(file)) or list(damaged_parts(file)) or list(_small_numbers(file))
 
 
 def _structure(file: h5py.File) -> Iterator[str]:
@@ -87,6 +102,8 @@ def _structure(file: h5py.File) -> Iterator[str]:
         yield "/ must hold the spectra of at least one arm, got none"
     for name, group in groups.items():
         yield from _attributes(name, attributes_of(group))
+        problems = kept_problems(datasets_in(group), attributes_of(group))
+        yield from (f"{name}: {problem}" for problem in problems)
         yield from _variables(f"{name}/", group, contents_in(group).variables, newer=newer)
     tables = {
         schema.COMPARISON: schema.COMPARISON_VARIABLES,
@@ -148,35 +165,10 @@ def _has_scales(dataset: h5py.Dataset, variable: Variable) -> bool:
     return axis_names(dataset) == [[axis] for axis in variable.dimensions]
 
 
-def _checksums(file: h5py.File) -> Iterator[str]:
-    """Read everything once: fletcher32 speaks up on numbers, SHA-256 on texts."""
-    if sha256_of_attributes(file) != attributes_of(file).get(schema.ATTRIBUTES_SUM):
-        yield "attributes must match their checksum, got other texts"
-    datasets: list[h5py.Dataset] = []
-
-    def collect(_: str, entry: h5py.Group | h5py.Dataset) -> None:
-        if isinstance(entry, h5py.Dataset):
-            datasets.append(entry)
-
-    file.visititems(collect)
-    for dataset in datasets:
-        name = dataset.name.removeprefix("/")
-        try:
-            if dataset.chunks:
-                if not has_all_chunks(dataset):
-                    yield f"{name} must have every chunk, got a lost or unchecked one"
-                for chunk in dataset.iter_chunks():
-                    read_array(dataset, chunk)
-            elif sha256_of_strings(read_strings(dataset)) != attributes_of(dataset).get("sha256"):
-                yield f"{name} must match its checksum, got another text"
-        except SpectrumFileError:
-            yield f"{name} must match its checksum, got a damaged chunk"
-
-
-def _numbers(file: h5py.File, recompute: Recompute) -> Iterator[str]:
-    """Problems in what a file with whole structure says."""
+def _small_numbers(file: h5py.File) -> Iterator[str]:
+    """Problems in what a file with whole structure says, slabs aside."""
     for name, group in measure_groups(file).items():
-        yield from _contents(name, group, recompute)
+        yield from (f"{name}: {problem}" for problem in contradictions(_small(group)))
     compared = {name: _everything(group) for name, group in comparison_groups(file).items()}
     for name, arrays in compared.items():
         yield from comparison_problems(name, arrays)
@@ -186,17 +178,25 @@ def _numbers(file: h5py.File, recompute: Recompute) -> Iterator[str]:
         yield from (f"{schema.FUNCTIONAL}/{arm}: {problem}" for problem in functional_problems(_everything(group)))
 
 
+def _small(group: h5py.Group) -> dict[str, NDArray[Any]]:
+    """The variables that do not depend on a matrix, by name."""
+    return {name: read_array(dataset) for name, dataset in datasets_in(group).items() if dataset.ndim <= 2}
+
+
 def _everything(group: h5py.Group) -> dict[str, NDArray[Any]]:
     return {name: read_array(dataset) for name, dataset in datasets_in(group).items()}
 
 
-def _contents(name: str, group: h5py.Group, recompute: Recompute) -> Iterator[str]:
+def _numbers(file: h5py.File, recompute: Recompute) -> Iterator[str]:
+    """Problems in the numbers of slabs."""
+    for name, group in measure_groups(file).items():
+        small = _small(group)
+        if not any(contradictions(small)):
+            yield from _contents(name, group, small, recompute)
+
+
+def _contents(name: str, group: h5py.Group, small: Mapping[str, NDArray[Any]], recompute: Recompute) -> Iterator[str]:
     """Problems in the numbers of one arm."""
-    small = {key: read_array(dataset) for key, dataset in datasets_in(group).items() if dataset.ndim <= 2}
-    problems = [f"{name}: {problem}" for problem in contradictions(small)]
-    if problems:
-        yield from problems
-        return
     contents = contents_in(group)
     matrices = ((index, violations(cells, recompute)) for index, cells in _blocks(group, contents, small))
     yield from _claims(name, small, matrices, "matrices", SPECTRUM_AXES)
@@ -204,6 +204,13 @@ def _contents(name: str, group: h5py.Group, recompute: Recompute) -> Iterator[st
         outputs = _layer_blocks(group, contents.layer_measures, small)
         layers = ((index, layer_violations(spectra, recompute)) for index, spectra in outputs)
         yield from _claims(name, small, layers, "layer outputs", LAYER_AXES)
+    if "attention" in group and _rows_sum_to_one(group):
+        kept = ((index, attention_violations(blocks)) for index, blocks in _attention_blocks(group, small))
+        yield from _claims(name, small, kept, "matrices", schema.KEPT_AXES)
+
+
+def _rows_sum_to_one(group: h5py.Group) -> bool:
+    return bool(attributes_of(group).get(schema.ROWS_SUM_TO_ONE, 1))
 
 
 def _claims(
@@ -238,7 +245,7 @@ def _blocks(
     """One layer at a time: where it is, and its numbers, "sequence head"."""
     datasets = datasets_in(group)
     names = [variable.name for variable in schema.GROUP_VARIABLES if variable.dimensions[:4] == SPECTRUM_AXES[:4]]
-    rows_sum_to_one = bool(attributes_of(group).get(schema.ROWS_SUM_TO_ONE, 1))
+    rows_sum_to_one = _rows_sum_to_one(group)
     heads = small["head"].size
     for index in _indices(("seed", "step", "region", "applied_mask", "layer"), small):
         selection = tuple(index.get(axis, slice(None)) for axis in SPECTRUM_AXES)
@@ -284,3 +291,15 @@ def _layer_blocks(
                 rows_sum_to_one=False,
             ),
         )
+
+
+def _attention_blocks(
+    group: h5py.Group, small: Mapping[str, NDArray[Any]]
+) -> Iterator[tuple[dict[str, int], Iterator[NDArray[np.float32]]]]:
+    """Kept attention, one head of one sequence at a time: where it is, and its rows, block by block."""
+    dataset = group["attention"]
+    rows, keys = dataset.shape[-2:]
+    block = min(dataset.chunks[-2], max(1, _BLOCK_BYTES // (keys * dataset.dtype.itemsize)))
+    for index in _indices(schema.KEPT_AXES, small):
+        place = tuple(index[axis] for axis in schema.KEPT_AXES)
+        yield index, (read_array(dataset, (*place, slice(start, start + block))) for start in range(0, rows, block))

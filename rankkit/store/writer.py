@@ -22,7 +22,7 @@ from rankkit.store.hdf5 import h5py, sha256_of_attributes
 from rankkit.store.layout import Attribute, GroupLayout, check_attributes, check_text
 from rankkit.store.names import baseline_of, baseline_problem, check_group_name
 from rankkit.store.output import HDF5Output
-from rankkit.store.verification import verify
+from rankkit.store.verification import verify_written
 
 __all__ = ["SpectrumWriter"]
 
@@ -234,7 +234,7 @@ class SpectrumWriter:
         output.finish(self._check)
 
     def _check(self, partial: Path) -> None:
-        problems = verify(partial)
+        problems = verify_written(partial)
         if problems:
             raise SpectrumFileError(
                 f"{self._path} must verify before it gets its name, got {len(problems)} problems, "

@@ -1,6 +1,6 @@
-"""A small file with everything the schema knows: estimates, errors, steps, baselines, layer outputs, cut losses."""
+"""A small file with everything the schema knows, from estimates, baselines and several steps to kept matrices."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from store.spectra_file import FUNCTIONS, MEASURES, layout, new_writer
 
 from rankkit.axes import REGIONS
-from rankkit.store import CUTS, METHODS, STATUSES, CutLosses, GroupLayout, LayerSlab, Slab, SpectrumWriter
+from rankkit.store import CUTS, METHODS, STATUSES, CutLosses, GroupLayout, KeptSlab, LayerSlab, Slab, SpectrumWriter
 
 SEEDS, STEPS, SEQUENCES, LAYERS, HEADS = (0, 7), (100, 500), 2, 2, 2
 LENGTHS = dict(zip(REGIONS, (6, 4, 5, 3), strict=True))
@@ -22,6 +22,7 @@ LAYER_MEASURES = {name: MEASURES[name] for name in ("effective_rank", "stable_ra
 UNAVAILABLE = {"log_abs_det": "rows do not sum to 1", "causal_determinant": "the mask is bidirectional"}
 RULE = "exact up to n = 4096, else matrix-free"
 SHAPE = (SEQUENCES, HEADS)
+KEPT: dict[str, Any] = {"kept": ("queries", "keys", "attention"), "features": 3, "logit_scale": 0.5}
 
 
 def rich_layout(
@@ -86,6 +87,16 @@ def layer_slab(generator: np.random.Generator) -> LayerSlab:
     return LayerSlab(singular_values=values, floor_arithmetic=1e-12, measures=measures)
 
 
+def kept_slab(generator: np.random.Generator, *, names: Collection[str] = KEPT["kept"]) -> KeptSlab:
+    """Causal attention of six positions, "sequence head"."""
+    queries, keys = (generator.normal(size=(*SHAPE, 6, 3)).astype(np.float32) for _ in range(2))
+    logits = np.where(np.tri(6, dtype=np.bool_), KEPT["logit_scale"] * queries @ np.swapaxes(keys, -1, -2), -np.inf)
+    weights = np.exp(logits)
+    attention = (weights / weights.sum(axis=-1, keepdims=True)).astype(np.float32)
+    arrays = {"queries": queries, "keys": keys, "attention": attention}
+    return KeptSlab(**{name: arrays[name] for name in names})
+
+
 def write_arm(writer: SpectrumWriter, name: str, **changes: Any) -> None:
     generator, chosen = np.random.default_rng(len(name)), rich_layout(**changes)
     group = writer.group(name, chosen)
@@ -95,6 +106,10 @@ def write_arm(writer: SpectrumWriter, name: str, **changes: Any) -> None:
     if chosen.output_components is not None:
         for index in positions(chosen, "seed", "step", "layer"):
             group.write_layer_output(index, layer_slab(generator))
+    if chosen.kept:
+        generator = np.random.default_rng(len(name))
+        for index in positions(chosen, "seed", "step", "layer"):
+            group.write_kept(index, kept_slab(generator, names=chosen.kept))
 
 
 def positions(chosen: GroupLayout, *axes: str) -> Iterator[dict[str, int]]:
@@ -155,7 +170,7 @@ def write_rich(path: Path) -> Path:
     """One arm with two baselines, everything there is."""
     plain = {"layer_measures": {}, "output_components": None, "seeds": [0]}
     with new_writer(path) as writer:
-        write_arm(writer, "gpt")
+        write_arm(writer, "gpt", **KEPT)
         write_arm(writer, "baselines/init/gpt", **plain)
         write_arm(writer, "baselines/logits/gpt", **plain, rows_sum_to_one=False, unavailable=UNAVAILABLE)
         writer.comparison(**COMPARISON, steps=STEPS, **comparison_arrays())
@@ -167,7 +182,7 @@ def write_lean(path: Path) -> Path:
     """One arm from one seed, step and mask and two regions, without baselines: quick to verify again and again."""
     lean = {"seeds": [7], "steps": [500], "regions": REGIONS[::2], "applied_masks": ["own"]}
     with new_writer(path) as writer:
-        write_arm(writer, "gpt", **lean, unavailable=UNAVAILABLE)
+        write_arm(writer, "gpt", **lean, **KEPT, unavailable=UNAVAILABLE)
         writer.comparison(**COMPARISON, steps=STEPS, **comparison_arrays())
         writer.functional("gpt", cut_losses())
     return path

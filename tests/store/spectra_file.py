@@ -133,3 +133,16 @@ def edited(path: Path, edit: Callable[[h5py.File], None]) -> Path:
         edit(file)
         file.attrs["attributes_sha256"] = sha256_of_attributes(file)
     return path
+
+
+def spoil_chunks(path: Path, name: str, spared: Callable[[tuple[int, ...]], bool]) -> int:
+    """Overwrite the stored bytes of every chunk of a variable, by its offset, that is not spared; how many there are."""
+    with h5py.File(path) as file:
+        dataset = file[name].id
+        chunks = [dataset.get_chunk_info(number) for number in range(dataset.get_num_chunks())]
+    data = bytearray(path.read_bytes())
+    spoilt = [chunk for chunk in chunks if not spared(chunk.chunk_offset)]
+    for chunk in spoilt:
+        data[chunk.byte_offset : chunk.byte_offset + chunk.size] = bytes(chunk.size)
+    path.write_bytes(data)
+    return len(spoilt)

@@ -1,4 +1,4 @@
-"""Files of schema 1.0, as its own writer left one, and files newer than this version."""
+"""Files of schemas 1.0 and 1.1, as their own writers left them, and files newer than this version."""
 
 import gzip
 from collections.abc import Callable
@@ -7,18 +7,29 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from store.rich_file import ERRORS, ESTIMATED, LAYER_MEASURES, UNAVAILABLE
 from store.spectra_file import MEASURES, RECOMPUTE, slabs
 
-from rankkit.store import SCHEMA_VERSION, describe, read_group, read_root, verify
+from rankkit.store import SCHEMA_VERSION, describe, kept_in, read_group, read_root, verify
 from rankkit.store.hdf5 import sha256_of_attributes
+
+
+def unpacked(name: str, folder: Path) -> Path:
+    path = folder / "old.h5"
+    path.write_bytes(gzip.decompress(Path(__file__).with_name(name).read_bytes()))
+    return path
 
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
     """Written by the writer of schema 1.0 from the slabs of `spectra_file`."""
-    path = tmp_path / "old.h5"
-    path.write_bytes(gzip.decompress(Path(__file__).with_name("spectrum_1_0.h5.gz").read_bytes()))
-    return path
+    return unpacked("spectrum_1_0.h5.gz", tmp_path)
+
+
+@pytest.fixture
+def old_1_1(tmp_path: Path) -> Path:
+    """Written by the writer of schema 1.1 as `write_lean` of `rich_file` does, without what is kept."""
+    return unpacked("spectrum_1_1.h5.gz", tmp_path)
 
 
 def test_a_file_of_schema_1_0_opens_verifies_and_holds_what_it_held(old: Path) -> None:
@@ -49,6 +60,32 @@ def test_a_file_of_this_schema_differs_from_one_of_1_0_by_additions_alone(old: P
         np.testing.assert_equal(ours, theirs)
     with h5py.File(old) as first, h5py.File(one_arm) as second:
         for path in ("/", "gpt", "gpt/stable_rank", "gpt/status", "comparison/gap"):
+            kept = set(first[path].attrs) - {"DIMENSION_LIST", "REFERENCE_LIST"}
+            assert kept <= set(second[path].attrs)
+
+
+def test_a_file_of_schema_1_1_opens_verifies_and_is_described_as_what_it_is(old_1_1: Path) -> None:
+    assert read_root(old_1_1).attributes["rankkit_schema"] == "1.1"
+    assert verify(old_1_1, RECOMPUTE) == []
+    description = describe(old_1_1)
+    (gpt,) = description.groups
+    assert (gpt.measures, gpt.unavailable) == (MEASURES, UNAVAILABLE)
+    assert (gpt.estimated, gpt.errors) == (tuple(sorted(ESTIMATED)), tuple(sorted(ERRORS)))
+    assert set(gpt.layer_measures) == set(LAYER_MEASURES)
+    assert description.functional == ("gpt",)
+    assert description.comparison is not None
+    assert description.comparison.steps == (100, 500)
+    assert kept_in(old_1_1, "gpt") == ()
+
+
+def test_a_file_of_this_schema_differs_from_one_of_1_1_by_what_is_kept_alone(old_1_1: Path, lean: Path) -> None:
+    for name in ("gpt", "comparison", "comparison/by_step", "functional/gpt"):
+        ours, theirs = read_group(lean, name), read_group(old_1_1, name)
+        added = {"feature", "queries", "keys", "attention"} if name == "gpt" else set()
+        assert set(ours) - set(theirs) == added
+        np.testing.assert_equal({key: ours[key] for key in theirs}, theirs)
+    with h5py.File(old_1_1) as first, h5py.File(lean) as second:
+        for path in ("/", "gpt", "gpt/stable_rank_lower", "comparison/by_step", "functional/gpt/cut_error"):
             kept = set(first[path].attrs) - {"DIMENSION_LIST", "REFERENCE_LIST"}
             assert kept <= set(second[path].attrs)
 

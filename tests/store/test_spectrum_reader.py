@@ -7,7 +7,7 @@ import pytest
 from store.spectra_file import CREATED, HOST, MEASURES, SIZES, layout, new_writer, slabs
 
 from rankkit.errors import SpectrumFileError
-from rankkit.store import Slab, describe, read_group, read_root
+from rankkit.store import SCHEMA_VERSION, Slab, describe, read_group, read_root
 
 
 def test_a_group_reads_back_as_it_was_written(finished: Path) -> None:
@@ -48,7 +48,7 @@ def test_root_gives_attributes_and_texts(finished: Path) -> None:
     assert root.certificate == '{"matched": true}'
     assert root.command == "rankkit spectrum runs/demo"
     assert HOST.items() <= root.attributes.items()
-    assert (root.attributes["rankkit_schema"], root.attributes["created"]) == ("1.1", CREATED)
+    assert (root.attributes["rankkit_schema"], root.attributes["created"]) == (SCHEMA_VERSION, CREATED)
 
 
 def test_description_counts_matrices_methods_and_resolved_values(finished: Path) -> None:

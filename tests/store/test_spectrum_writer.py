@@ -1,6 +1,7 @@
 import errno
 import itertools
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from store.rich_file import rich_layout
 from store.spectra_file import (
     HEADS,
     HOST,
@@ -22,10 +24,12 @@ from store.spectra_file import (
     new_writer,
     slab,
     slabs,
+    spoil_chunks,
     write_comparison,
     write_spectra,
 )
 
+from rankkit.axes import SPECTRUM_AXES
 from rankkit.errors import OutputExistsError, SpectrumFileError, StorageError
 from rankkit.store import Slab, read_group, verify
 from rankkit.store.output import _Sink
@@ -165,6 +169,85 @@ def test_slabs_of_any_width_give_the_same_values_and_the_same_size(tmp_path: Pat
     narrow, wide = write(tmp_path / "narrow.h5", step), write(tmp_path / "wide.h5", sequences)
     np.testing.assert_equal(read_group(narrow, "gpt"), read_group(wide, "gpt"))
     assert narrow.stat().st_size == wide.stat().st_size  # no chunk was compressed twice and left a hole
+
+
+@pytest.mark.parametrize("name", ["singular_values", "stable_rank", "status"])
+def test_reading_one_layer_of_one_arm_touches_only_its_chunks(one_arm: Path, tmp_path: Path, name: str) -> None:
+    path, layer = Path(shutil.copy(one_arm, tmp_path / "copy.h5")), (1, 0, 0, 1, slice(None), 1)
+    with h5py.File(path) as file:
+        before, count = file["gpt"][name][layer], file["gpt"][name].id.get_num_chunks()
+    spoilt = spoil_chunks(path, f"gpt/{name}", lambda offset: (*offset[:4], offset[5]) == (1, 0, 0, 1, 1))
+    assert count - spoilt == (HEADS if name == "singular_values" else 1)
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(file["gpt"][name][layer], before)
+        with pytest.raises(OSError, match="filter returned failure"):
+            file["gpt"][name][1, 0, 0, 1, :, 0]
+
+
+def test_slabs_across_checkpoints_give_the_values_of_slabs_within_one(tmp_path: Path) -> None:
+    chosen = rich_layout(regions=["full"], layer_measures={}, output_components=None)
+    shape = tuple(len(chosen.labels[axis]) for axis in SPECTRUM_AXES)
+    whole = slab(6, shape, np.random.default_rng(2))
+    indices: dict[str, list[dict[str, int | slice]]] = {
+        "all at once": [{}],
+        "by head": [{"head": head} for head in range(shape[-1])],
+        "by step": [{"step": slice(step, step + 1)} for step in range(shape[1])],
+        "by seed": [{"seed": seed, "layer": layer} for layer in range(shape[5]) for seed in (1, 0)],
+        "by number": [dict(zip(SPECTRUM_AXES, place, strict=True)) for place in np.ndindex(shape)],
+    }
+    found = {}
+    for name, parts in indices.items():
+        with new_writer(tmp_path / name) as writer:
+            group = writer.group("gpt", chosen)
+            for index in parts:
+                group.write(index, part_of(whole, tuple(index.get(axis, slice(None)) for axis in SPECTRUM_AXES)))
+        assert verify(tmp_path / name) == []
+        found[name] = read_group(tmp_path / name, "gpt")
+    np.testing.assert_array_equal(found["by head"]["stable_rank"], whole.measures["stable_rank"])
+    for arrays in found.values():
+        np.testing.assert_equal(arrays, found["by head"])
+
+
+def part_of(values: Slab, place: tuple[int | slice, ...]) -> Slab:
+    names = ("singular_values", "floor_arithmetic", "floor_model", "resolved", "resolved_model")
+    arrays = {name: np.asarray(getattr(values, name))[place] for name in names}
+    measures = {name: np.asarray(array)[place] for name, array in values.measures.items()}
+    return Slab(**arrays, method=values.method, status=values.status, measures=measures)
+
+
+class FlippingDisk:
+    """A disk that flips one bit in the middle of one of its writes."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.writes, self.pwrite = number, 0, os.pwrite
+
+    def __call__(self, descriptor: int, data: Any, offset: int) -> int:
+        self.writes += 1
+        if self.writes == self.number:
+            data = bytearray(data)
+            data[len(data) // 2] ^= 1
+        return self.pwrite(descriptor, data, offset)
+
+
+def test_a_bit_that_flips_on_its_way_to_the_disk_is_found_before_the_file_gets_its_name(
+    one_arm: Path, old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = FlippingDisk(0)
+    monkeypatch.setattr(os, "pwrite", disk)
+    write_spectra(old, force=True)
+    numbers = np.linspace(1, disk.writes, 12, dtype=int).tolist()
+    refused = 0
+    for number in numbers:
+        old.write_text("old")
+        monkeypatch.setattr(os, "pwrite", FlippingDisk(number))
+        try:
+            write_spectra(old, force=True)
+        except SpectrumFileError:
+            refused += 1
+            assert only_old_file(old)
+        else:  # it fell into free space, or was written over
+            np.testing.assert_equal(read_group(old, "gpt"), read_group(one_arm, "gpt"))
+    assert refused > len(numbers) // 2
 
 
 class Disk:

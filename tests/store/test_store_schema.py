@@ -110,10 +110,8 @@ DEFINED_INFINITIES = {
 
 
 def excluded(name: str, value: float, *, rows_sum_to_one: bool = True) -> bool:
-    limits = measure_range(name)
-    assert limits is not None
-    size = np.array([4])
-    return bool(limits.excludes(np.array([value]), size, size, rows_sum_to_one=rows_sum_to_one)[0])
+    size, values = np.array([4]), np.array([[value]])
+    return bool(ranges.excluded([name], values, size, size, rows_sum_to_one=rows_sum_to_one)[0, 0])
 
 
 @pytest.mark.parametrize("name", [*ranges._RANGES, "energy_rank_90"])

@@ -1,0 +1,84 @@
+"""Whether every chunk and every text of a file is what was written: each is read once and held against its checksum."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import product
+from typing import Final
+
+from rankkit.errors import SpectrumFileError
+from rankkit.store.hdf5 import (
+    attributes_of,
+    h5py,
+    has_all_chunks,
+    read_array,
+    read_strings,
+    sha256_of_attributes,
+    sha256_of_strings,
+)
+from rankkit.store.schema import ATTRIBUTES_SUM
+
+__all__ = ["damaged_parts", "whole_chunks"]
+
+_READ_BYTES: Final = (
+    8 << 20
+)  # at a time: many chunks, for a call costs more than a chunk, and little beside a workstation
+
+
+def damaged_parts(file: h5py.File) -> Iterator[str]:
+    """What does not match its checksum: fletcher32 speaks up on numbers, SHA-256 on texts and text attributes.
+
+    Args:
+        file: from `rankkit.store.hdf5.opened`, with the structure of the schema.
+
+    Yields:
+        One line for each variable, and one for the attributes.
+    """
+    if sha256_of_attributes(file) != attributes_of(file).get(ATTRIBUTES_SUM):
+        yield "attributes must match their checksum, got other texts"
+    datasets: list[h5py.Dataset] = []
+
+    def collect(_: str, entry: h5py.Group | h5py.Dataset) -> None:
+        if isinstance(entry, h5py.Dataset):
+            datasets.append(entry)
+
+    file.visititems(collect)
+    for dataset in datasets:
+        name = dataset.name.removeprefix("/")
+        try:
+            yield from (f"{name} must {problem}" for problem in _problems(dataset))
+        except SpectrumFileError:
+            yield f"{name} must match its checksum, got a damaged chunk"
+
+
+def _problems(dataset: h5py.Dataset) -> Iterator[str]:
+    if dataset.chunks:
+        if not has_all_chunks(dataset):
+            yield "have every chunk, got a lost or unchecked one"
+        for block in whole_chunks(dataset.shape, dataset.chunks, dataset.dtype.itemsize):
+            read_array(dataset, block)
+    elif dataset.dtype.kind in "iuf":
+        yield "have a checksum, got numbers that lie in one piece"
+    elif sha256_of_strings(read_strings(dataset)) != attributes_of(dataset).get("sha256"):
+        yield "match its checksum, got another text"
+
+
+def whole_chunks(shape: tuple[int, ...], chunks: tuple[int, ...], itemsize: int) -> Iterator[tuple[slice, ...]]:
+    """Blocks of a variable that cut through no chunk, each of a few mebibytes or of one chunk.
+
+    Args:
+        shape: of the variable.
+        chunks: shape of a chunk.
+        itemsize: bytes of a number.
+
+    Yields:
+        One slice per axis; together they cover the variable once.
+    """
+    block = list(chunks)
+    for axis in reversed(range(len(shape))):
+        one_more = itemsize * math.prod(block)  # bytes that another chunk along this axis adds
+        fit = min(_READ_BYTES // one_more, -(-shape[axis] // chunks[axis]))
+        block[axis] = chunks[axis] * max(1, fit)
+    for starts in product(*(range(0, size, step) for size, step in zip(shape, block, strict=True))):
+        yield tuple(slice(start, start + step) for start, step in zip(starts, block, strict=True))
