@@ -752,3 +752,15 @@ def test_a_refusal_on_closing_is_raised_unless_another_error_is_on_its_way(
     monkeypatch.undo()
     with resumed(path) as journal:
         assert "a" in journal, "the lock ended all the same"
+
+
+def test_a_file_system_without_locks_costs_slabs_and_no_wrong_number(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "lock", lambda *_: None)
+    with resumed(path) as one, resumed(path) as other:
+        one.put("a", slab(1))
+        other.put("b", slab(2))  # over it
+        assert one.get("a") is None
+        assert one.damaged == ("a",)
+        assert_same(other.get("b"), slab(2))
