@@ -5,6 +5,7 @@ Importing this package imports h5py and sets HDF5_PLUGIN_PRELOAD (see rankkit.st
 
 from rankkit.store.consistency import Spectra
 from rankkit.store.datasets import SEQUENCES_PER_CHUNK
+from rankkit.store.export import export_table
 from rankkit.store.functional import CutLosses
 from rankkit.store.groups import GroupWriter
 from rankkit.store.kept import kept_in, read_kept
@@ -20,6 +21,8 @@ from rankkit.store.reader import (
 )
 from rankkit.store.schema import BASELINES, CUTS, METHODS, SCHEMA_VERSION, STATUSES
 from rankkit.store.slabs import KeptSlab, LayerSlab, Slab
+from rankkit.store.tables import TABLES
+from rankkit.store.tidy import TidyTable, tidy_table
 from rankkit.store.variables import MeasureDescription, Variable
 from rankkit.store.verification import verify
 from rankkit.store.writer import SpectrumWriter
@@ -31,6 +34,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "SEQUENCES_PER_CHUNK",
     "STATUSES",
+    "TABLES",
     "ComparisonDescription",
     "CutLosses",
     "FileDescription",
@@ -44,11 +48,14 @@ __all__ = [
     "Slab",
     "Spectra",
     "SpectrumWriter",
+    "TidyTable",
     "Variable",
     "describe",
+    "export_table",
     "kept_in",
     "read_group",
     "read_kept",
     "read_root",
+    "tidy_table",
     "verify",
 ]
