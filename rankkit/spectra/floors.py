@@ -2,11 +2,13 @@
 
 Two floors stand beside every spectrum, in its own units, so that values compare with them directly. The arithmetic
 floor bounds what the method that computed the singular values can move them by. The model floor bounds how far the
-attention that the model applied, in its own precision, can lie from the exact softmax of its own logits.
+attention that the model applied, in its own precision, can lie from the exact softmax of its own logits; of a matrix that
+was only handed over, `entry_floor` bounds what storing its entries moved.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import torch
@@ -15,7 +17,15 @@ from torch import Tensor
 from rankkit.errors import ConfigurationError
 from rankkit.operators import AttentionOperator, DenseOperator, Operator, SumOperator
 
-__all__ = ["UNIT_ROUNDOFF", "applied_floor", "arithmetic_floor", "entry_error", "model_floor", "resolved"]
+__all__ = [
+    "UNIT_ROUNDOFF",
+    "applied_floor",
+    "arithmetic_floor",
+    "entry_error",
+    "entry_floor",
+    "model_floor",
+    "resolved",
+]
 
 UNIT_ROUNDOFF: Final = {
     torch.float64: 2.0**-53,
@@ -24,6 +34,14 @@ UNIT_ROUNDOFF: Final = {
     torch.bfloat16: 2.0**-8,
 }
 """Largest relative error of one rounding to nearest: half the spacing of the numbers just above 1, `finfo.eps / 2`."""
+
+_UNDERFLOW: Final = {
+    torch.float64: 0.0,  # 2^-1075, which float64 cannot hold
+    torch.float32: 2.0**-150,
+    torch.float16: 2.0**-25,
+    torch.bfloat16: 2.0**-134,
+}
+"""Largest absolute error of one rounding below the normal numbers: half the spacing of the subnormal ones."""
 
 SOFTMAX_ROUNDINGS: Final = 8
 """Roundings in exp, row sum and quotient: measured 5.7 u at most (float32, logits near 0, n <= 4096)."""
@@ -104,12 +122,57 @@ def model_floor(
     return eta * largest.to(torch.float64)
 
 
+def entry_floor(matrix: Tensor, /, *, largest: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """What rounding every entry of a matrix to a dtype may have moved each singular value by.
+
+    A stored entry a comes from one within u |a| + e of it: u the unit roundoff, e half the spacing of the subnormal numbers,
+    where entries below the normal ones round. So the rounding is a matrix E with |E_ij| <= u |A_ij| + e, and by Weyl's
+    inequality every singular value moved by at most
+
+        ||E|| <= u || |A| || + e sqrt(rows columns),
+
+    where || |A| || is sigma_1 of a matrix without negative entries, and at most the smaller of ||A||_F and
+    sqrt(||A||_1 ||A||_inf) of any. Of float16 the second term counts: attention over 512 keys falls below 2^-14 in places.
+
+    Nothing is bounded but this one rounding: what made the entries, a softmax in the same dtype say, errs by more.
+
+    Args:
+        matrix: "... row column", as stored.
+        largest: "...", sigma_1 of each.
+        dtype: that entries were rounded to, where it is not that of the tensor (bfloat16 kept in float32, say).
+
+    Returns:
+        "...", float64, on the CPU; 0 for whole numbers, which are held exactly; nan where a matrix is not finite.
+
+    Raises:
+        ConfigurationError: a floating-point dtype other than the four of `UNIT_ROUNDOFF`.
+
+    Source: Higham (2002), Accuracy and Stability of Numerical Algorithms, 2.1 and theorem 2.3; Weyl's inequality.
+    """
+    sigma, dtype = largest.to(torch.float64).cpu(), matrix.dtype if dtype is None else dtype
+    roundoff, (rows, columns) = _entry_roundoff(dtype), matrix.shape[-2:]
+    if roundoff == 0:
+        return 0 * sigma
+    return roundoff * _norm_of_absolute(matrix, sigma) + _UNDERFLOW[dtype] * math.sqrt(rows * columns)
+
+
+def _norm_of_absolute(matrix: Tensor, sigma: Tensor) -> Tensor:
+    """At least the norm of |A|, "...", float64, on the CPU; nan where A is not finite."""
+    signed = (matrix < 0).flatten(-2).any(dim=-1).cpu()
+    if not bool(signed.any()):
+        return sigma
+    absolute = matrix.abs()
+    frobenius: Tensor = torch.linalg.vector_norm(absolute, dim=(-2, -1), dtype=torch.float64)
+    row_sums, column_sums = (absolute.sum(dim=axis, dtype=torch.float64).amax(dim=-1) for axis in (-1, -2))
+    bound = torch.minimum(frobenius, row_sums.sqrt() * column_sums.sqrt()).cpu()
+    return bound.where(signed, sigma)
+
+
 def applied_floor(operator: Operator, /, *, largest: Tensor, probabilities: torch.dtype) -> Tensor:
     """The model floor of any operator.
 
-    Attention: `model_floor`. A matrix of one's own: what rounding its entries to their dtype moved, u sigma_1 where they
-    are non-negative and u ||A||_F otherwise. A sum: the terms' floors, weighted; the norm of a term of attention is at
-    most the root of its largest column sum.
+    Attention: `model_floor`. A matrix of one's own: `entry_floor`, of its dtype. A sum: the terms' floors, weighted;
+    the norm of a term of attention is at most the root of its largest column sum.
 
     Args:
         operator: what was measured.
@@ -124,8 +187,7 @@ def applied_floor(operator: Operator, /, *, largest: Tensor, probabilities: torc
         query, key = operator.query.cpu(), operator.key.cpu()
         return model_floor(query, key, scale=operator.scale, largest=sigma, probabilities=probabilities)
     if isinstance(operator, DenseOperator):
-        roundoff = UNIT_ROUNDOFF.get(operator.matrix.dtype, 0.0)  # whole numbers are held exactly
-        return roundoff * (sigma if "non_negative" in operator.structure else _norm_bound(operator))
+        return entry_floor(operator.matrix, largest=sigma)
     assert isinstance(operator, SumOperator)
     floors = [
         abs(weight) * applied_floor(term, largest=_norm_bound(term), probabilities=probabilities)
@@ -137,8 +199,9 @@ def applied_floor(operator: Operator, /, *, largest: Tensor, probabilities: torc
 def entry_error(operator: Operator, /, *, probabilities: torch.dtype) -> Tensor:
     """The largest relative error of an entry of the matrix that the model applied, whatever the matrix's scale.
 
-    Attention: the eta of `model_floor`. A matrix of one's own: the roundoff of its dtype. A sum: the largest of its terms'
-    where no entry can cancel; nan where terms have both signs, because nothing then bounds it.
+    Attention: the eta of `model_floor`. A matrix of one's own: the roundoff of its dtype, which entries below its normal
+    numbers may exceed (6e-5 in float16; `entry_floor` has them). A sum: the largest of its terms' where no entry can cancel;
+    nan where terms have both signs, because nothing then bounds it.
 
     Args:
         operator: what was measured.
@@ -151,7 +214,7 @@ def entry_error(operator: Operator, /, *, probabilities: torch.dtype) -> Tensor:
     if isinstance(operator, AttentionOperator):
         return applied_floor(operator, largest=ones, probabilities=probabilities)
     if isinstance(operator, DenseOperator):
-        return UNIT_ROUNDOFF.get(operator.matrix.dtype, 0.0) * ones
+        return _entry_roundoff(operator.matrix.dtype) * ones
     assert isinstance(operator, SumOperator)
     if "non_negative" not in operator.structure:
         return torch.nan * ones
@@ -188,6 +251,11 @@ def _unit_roundoff(dtype: torch.dtype) -> float:
             f"dtype must be one of {known}, got {dtype!r}. Name the floating-point format the model computes in."
         )
     return UNIT_ROUNDOFF[dtype]
+
+
+def _entry_roundoff(dtype: torch.dtype) -> float:
+    """Of entries of that dtype; whole numbers are held exactly."""
+    return _unit_roundoff(dtype) if dtype.is_floating_point else 0.0
 
 
 def _longest(vectors: Tensor) -> Tensor:
