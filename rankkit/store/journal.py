@@ -148,11 +148,11 @@ class Journal:
         """The arrays of one slab, bit for bit, in the order and with the types and shapes that `put` got; C-contiguous.
 
         Returns:
-            New arrays; None where there are none, or where they were damaged since the journal was opened.
+            New arrays; None where the key is not in the journal.
 
         Raises:
             ValueError: the journal is closed.
-            StorageError: the file system refuses.
+            StorageError: the file system refuses, or the slab was damaged since the journal was opened.
         """
         self._opened()
         position = self._positions.get(key)
@@ -161,8 +161,10 @@ class Journal:
         with _refusals(self._path, self):
             found = self._records.arrays(position, key)
         if found is None:
-            del self._positions[key]
-            self._damaged += (key,)
+            raise StorageError(
+                f"{self._path} must stay as it is while it is open, got a damaged slab {key!r}. Check the disk, and "
+                "add --resume to the same command: that slab is measured again."
+            )
         return found
 
     def discard(self) -> None:
