@@ -205,7 +205,7 @@ def test_a_spectrum_of_one_value_and_one_with_zeros_stay_inside_the_frame():
 @pytest.mark.parametrize("layers", [1, 4, 5, 12, 24])
 def test_every_layer_has_a_panel_of_the_same_scale_and_its_title(layers):
     panels = spectra_by_layer(spectra(layers=layers), floors=FLOORS, untrained_layers=[layers - 1])
-    titles = [f"layer {layer}" for layer in range(layers - 1)] + [f"layer {layers - 1}\nuntrained"]
+    titles = [f"layer {layer}" for layer in range(layers - 1)] + [f"layer {layers - 1}\nhardly trained"]
     assert [axes.get_title() for axes in panels] == titles
     assert len({axes.get_ylim() for axes in panels}) == 1
     numbered = sum(axes.xaxis.get_tick_params()["labelbottom"] for axes in panels)
@@ -244,14 +244,14 @@ def test_swapped_values_are_hollow_and_dashed_in_the_colour_of_their_arm_and_bes
 def test_untrained_layers_are_hatched_named_and_left_out_of_the_line_of_means_but_not_hidden():
     drawn = values(("gpt", "gpt-full"))
     axes = measure_by_layer(drawn, label="effective rank", untrained_layers={"gpt": [3]})
-    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0", "1", "2", "3\nuntrained:\ngpt"]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0", "1", "2", "3\nhardly\ntrained:\ngpt"]
     (ground,) = axes.patches
     assert (ground.get_x(), ground.get_width(), ground.get_hatch()) == (2.5, 1, "////")
     np.testing.assert_array_equal(np.isnan(line(axes, "_gpt mean").get_ydata()), [False, False, False, True])
     assert not np.isnan(line(axes, "_gpt-full mean").get_ydata()).any()
     assert line(axes, "_gpt seeds").get_xdata().max() > 2.5
     every = measure_by_layer(drawn, label="effective rank", untrained_layers=[3])
-    assert every.get_xticklabels()[-1].get_text() == "3\nuntrained"
+    assert every.get_xticklabels()[-1].get_text() == "3\nhardly\ntrained"
 
 
 def test_an_arm_has_one_colour_in_every_figure():
@@ -450,7 +450,7 @@ def test_heads_are_drawn_seed_below_seed_layers_upwards_their_values_beside_thei
         assert marks == {tuple(at) for at in np.argwhere(changed[seed]).tolist()}
         assert not left.lines
     assert [text.get_text() for text in panels[-1].get_xticklabels()] == ["1", "2", "5", "9"]
-    assert {"it changed", "* untrained layer"} <= set(words(panels[0]))
+    assert {"it changed", "* hardly trained layer"} <= set(words(panels[0]))
     assert "no value" not in words(panels[0])
     assert [panels[0].get_title(), panels[1].get_title()] == ["under its own mask", "change under the other arm's mask"]
 

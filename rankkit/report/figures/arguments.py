@@ -121,12 +121,12 @@ def untrained_by_layer(
     """Which layers to flag, and for which arms.
 
     Args:
-        layers: untrained layers of all arms, or of each arm.
+        layers: hardly trained layers of all arms, or of each arm.
         arms: the arms that are drawn.
         num_layers: of the model.
 
     Returns:
-        Untrained layer to the arms that did not train it, both in order.
+        Hardly trained layer to the arms that hardly trained it, both in order.
 
     Raises:
         ConfigurationError: a layer that the model does not have, or an unknown arm.
@@ -155,10 +155,10 @@ def numbered_layers(numbers: Sequence[int] | None, count: int, /) -> list[int]:
 
 
 def untrained_label(untrained: Collection[str], arms: Collection[str], /) -> str:
-    """`untrained` where no arm trained a layer, with the names of the arms where some did, "" where all did."""
+    """`hardly trained` where that is so in every arm, with the names of the arms where it is in some, "" where in none."""
     if not untrained:
         return ""
-    return "untrained" if len(untrained) == len(arms) else f"untrained: {', '.join(untrained)}"
+    return "hardly trained" if len(untrained) == len(arms) else f"hardly trained: {', '.join(untrained)}"
 
 
 def given_axes(ax: Iterable[Axes], count: int, /) -> tuple[Axes, ...]:

@@ -69,7 +69,7 @@ def measure_by_head(
         seeds: "seed", their numbers; 0, 1, ... unless given.
         layer_numbers: "layer", their numbers in the model; 0, 1, ... unless given.
         head_numbers: "head", their numbers in the layer; 0, 1, ... unless given.
-        untrained_layers: places along `layer` whose matrices reached no loss, from 0.
+        untrained_layers: places along `layer` whose matrices the loss hardly reaches, from 0.
         limits: ends of the colours of `own`; its extremes unless given. Give both arms the same to compare them.
         change_limit: the change at both ends of its colours; the largest unless given.
         ax: two axes for each seed, its values and its changes; by default those of a new figure. Colour bars are added
@@ -174,7 +174,7 @@ def _draw_map(
 
 
 def _ticks(set_ticks: object, texts: Sequence[str], cell: float, *, always: Collection[int]) -> None:
-    """As many numbers as fit beside each other, those of untrained layers among them."""
+    """As many numbers as fit beside each other, those of hardly trained layers among them."""
     assert callable(set_ticks)
     step = math.ceil(TICK_SPACE * SMALL_SIZE / cell)
     shown = {place for place in range(0, len(texts), step) if all(abs(place - flag) >= step for flag in always)}
@@ -223,5 +223,5 @@ def _keys(mark_label: str, *, starred: bool, greyed: bool) -> list[Key]:
     if greyed:
         keys.append(Patch(facecolor=NO_VALUE, label="no value"))
     if starred:
-        keys.append(blank_key("* untrained layer"))
+        keys.append(blank_key("* hardly trained layer"))
     return keys

@@ -65,7 +65,7 @@ def measure_by_layer(
     Args:
         values: arm to "seed layer", the measure averaged over sequences and heads of each seed.
         label: of the vertical axis, with the unit if there is one.
-        untrained_layers: places along `layer` whose matrix reached no loss, from 0: of all arms, or by arm.
+        untrained_layers: places along `layer` whose matrix the loss hardly reaches, from 0: of all arms, or by arm.
         layer_numbers: "layer", their numbers in the model where only some are drawn; 0, 1, ... unless given.
         swapped: arm to "seed layer" like its values: the same Q and K under the other arm's mask, hollow and dashed.
         baselines: name to arm to "layer", up to three names: levels across each layer, dotted in the colour of the arm.
@@ -140,7 +140,7 @@ def _checked_baselines(
 
 
 def _draw_ground(axes: Axes, numbers: Sequence[int], flags: Mapping[int, list[str]], arms: list[str]) -> None:
-    """Layer numbers, and hatched ground under untrained layers, named below the axis where nothing is hidden."""
+    """Layer numbers, and hatched ground under hardly trained layers, named below the axis where nothing is hidden."""
     layers = len(numbers)
     step = -(-layers // MOST_TICKS)
     shown = sorted(

@@ -75,7 +75,7 @@ def spectra_by_layer(
         floors: `arithmetic` and `model`, relative to sigma_1, in (0, 1): one number, or "layer".
         bands: arm to (low, high), each "layer component" in [0, 1]: quantiles over seeds, sequences and heads.
         band_label: which quantiles the bands are, for the legend.
-        untrained_layers: places along `layer` whose matrix reached no loss, from 0: of all arms, or by arm.
+        untrained_layers: places along `layer` whose matrix the loss hardly reaches, from 0: of all arms, or by arm.
         layer_numbers: "layer", their numbers in the model where only some are drawn; 0, 1, ... unless given.
         ax: one axes per layer; by default those of a new figure. The legend goes above them all, to the top of their
             figure or subfigure.
