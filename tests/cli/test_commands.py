@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from click.testing import CliRunner, Result
 
 from rankkit.cli import main
 from rankkit.data import synthetic
+from rankkit.studies.plan import plan_training
+from rankkit.training.config import RunConfig
 from rankkit.training.presets import PRESETS
 
 SMALL = (
@@ -165,6 +168,21 @@ def test_presets_lists_every_preset_without_training(monkeypatch: pytest.MonkeyP
     table = invoke("presets").stdout
     assert "124.3 M" in table
     assert "0.8 M" in table
+
+
+TIMES = [(0.4, "0.4 s"), (90, "90 s"), (150, "2.5 min"), (119 * 60, "119 min"), (9000, "2.5 h"), (47 * 3600, "47 h"),
+         (60 * 3600, "2.5 days"), (86400 * 1234, "1,234 days")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("seconds", "words"), TIMES)
+def test_presets_say_times_in_the_unit_that_reads_best(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, words: str
+) -> None:
+    plan = plan_training(RunConfig(seeds=(0,), base=PRESETS["tiny"]()), device=torch.device("cpu"))
+    monkeypatch.setattr("rankkit.studies.plan.plan_training", lambda *_, **__: replace(plan, seconds=seconds))
+    rows = [line for line in invoke("presets").stdout.splitlines() if "GiB" in line]
+    assert len(rows) == len(PRESETS)
+    assert all(row.rstrip().endswith(f" {words}") for row in rows)
 
 
 def test_plan_says_what_it_would_take_and_does_nothing(text: Path, tmp_path: Path) -> None:
