@@ -311,6 +311,8 @@ def measure_and_report(
     elapsed = perf_counter() - started
     if found.resumed:
         output.note(f"{found.resumed:,} finished slabs were taken over")
+    if found.damaged:
+        output.note(f"warning: {found.damaged:,} finished slabs were damaged and computed again. Check the disk.")
     shown = _show(found, path, output)
     figures = _figures(found, path)
     peak = _peak_bytes() / 2**20
@@ -446,18 +448,23 @@ def _statuses(found: Measured) -> dict[str, dict[str, int]]:
 
 def _quality(path: Path, found: Measured) -> Iterator[str]:
     """How much of the spectra was resolved, how exact the numbers are, and what could not be had."""
+    import numpy as np
+
     from rankkit.store import describe, read_group
 
-    for group in describe(path).groups:
-        arrays = read_group(path, group.name, ("rows", "region", "resolved", "resolved_model", "component"))
+    description = describe(path)
+    precision = description.root.attributes.get("precision", "the model's precision")
+    for group in description.groups:
+        names = ("rows", "region", "resolved", "resolved_model", "floor_model", "component")
+        arrays = read_group(path, group.name, names)
         own = (slice(None), -1, 0, 0)
         size, region = int(arrays["rows"][0].max()), str(arrays["region"][0])
         arithmetic, model = arrays["resolved"][own].mean(), arrays["resolved_model"][own].mean()
-        known = arrays["component"].size
+        floor, known = np.nanmean(arrays["floor_model"][own]), arrays["component"].size
         of = f"{size}" if known == size else f"the {known} leading"
         yield (
             f"{group.name}: {arithmetic:.0f} of {of} singular values of the {region} matrix lie above the arithmetic "
-            f"floor, {model:.0f} above the model floor (means)"
+            f"floor, {model:.0f} above the model floor ({floor:.1e}, of {precision}; means)"
         )
         for name, reason in group.unavailable.items():
             yield f"{group.name}: no {name.replace('_', ' ')} ({reason})"

@@ -81,6 +81,8 @@ class Measured:
     """What cutting attention costs, where that was asked for."""
     resumed: int = 0
     """Slabs that an interrupted measurement had finished."""
+    damaged: int = 0
+    """Slabs that it had finished, but that the disk did not keep: they were computed again."""
 
     @property
     def decomposition(self) -> Decomposition | None:
@@ -154,7 +156,7 @@ def measure_attention(
     if not resume:
         check_output_file(path, force=force)
     with open_journal(path, facts, plan, config, host, command=command, force=force, resume=resume) as journal:
-        resumed = len(journal)
+        resumed, damaged = len(journal), len(journal.damaged)
         writer = SpectrumWriter(
             path,
             title=f"Attention spectra of {' and '.join(arm.name for arm in plan.arms)}",
@@ -169,7 +171,7 @@ def measure_attention(
             if FINISHED not in journal:
                 journal.put(FINISHED, {})  # what has the name after this is the file that this journal made
         journal.discard()
-    return replace(found, resumed=resumed)
+    return replace(found, resumed=resumed, damaged=damaged)
 
 
 def _measure_into(

@@ -61,8 +61,10 @@ def open_journal(
 
 def _dependencies(facts: SourceFacts, plan: Plan, config: MeasureConfig, host: Mapping[str, Any]) -> dict[str, str]:
     """Everything that decides the numbers, by name."""
-    settings = replace(config, workers=None)  # results do not depend on it
-    checkpoints = "".join(sha for arm in plan.arms for row in arm.checkpoint_sha256 for sha in row)
+    settings = replace(config, workers=None, keep_limit=0)  # results do not depend on them
+    checkpoints = "".join(
+        sha for arm in plan.arms for row in (*arm.checkpoint_sha256, *arm.initial_sha256) for sha in row
+    )
     return {
         **{entry.name: repr(getattr(settings, entry.name)) for entry in fields(settings)},
         **{name: str(value) for name, value in host.items()},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ from rankkit.cli import spectrum as spectrum_command
 from rankkit.report import functional_figures, run_figures
 from rankkit.spectra import MEASURES, MatrixFreeConfig
 from rankkit.spectra.baselines import BASELINES
+from rankkit.store import read_root
 from rankkit.studies import MeasureConfig, Run, measure
-from rankkit.studies.measure import MeasurementInterruptedError
 from rankkit.studies.verify import verify_file
 
 LAYERS, HEADS = 2, 3
@@ -59,7 +60,7 @@ def configured(*arguments: str) -> MeasureConfig:
     """What the command would measure."""
     context = spectrum_command.command.make_context("spectrum", ["RUN", *arguments])
     params = dict(context.params)
-    for name in ("run", "device", "out", "force", "plan", "as_json", "quiet", "debug"):
+    for name in ("target", "mask", "scale", "device", "out", "force", "resume", "plan", "as_json", "quiet", "debug"):
         params.pop(name)
     return spectrum_command._configuration(**params)
 
@@ -88,6 +89,9 @@ def configured(*arguments: str) -> MeasureConfig:
         (("--method", "matrix-free", "--leading", "8", "--half-width", "0.2"),
          {"method": "matrix-free", "matrix_free": MatrixFreeConfig(leading=8, half_width=0.2)}),
         (("--memory", "3", "--workers", "2"), {"memory_budget": 3 << 20, "workers": 2}),
+        (("--seeds", "0,2", "--shard", "1/3"), {"seeds": (0, 2), "shard": (1, 3)}),
+        (("--keep-qk", "--keep-attention", "--keep-limit", "0.5"),
+         {"keep_qk": True, "keep_attention": True, "keep_limit": 2**29}),
     ],
 )  # fmt: skip
 def test_every_option_chooses_what_it_says(arguments: tuple[str, ...], expected: dict[str, Any]) -> None:
@@ -288,7 +292,7 @@ def test_figures_stand_in_the_run_or_under_the_name_of_the_file(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arms", "measures", "why"),
     [
-        (("unilm",), "effective_rank", "the run has no causal and prefix arm with the same objective"),
+        (("unilm",), "effective_rank", "there are no causal and prefix arm with the same objective"),
         (("gpt", "unilm"), "sink_position", "nothing was measured that has a mean"),
     ],
 )
@@ -311,19 +315,33 @@ def test_without_a_picture_no_figures_are_named(run: Run, tmp_path: Path, monkey
     assert "figures:" not in result.stdout
 
 
-def test_an_interruption_leaves_nothing_and_exits_with_130(
+def test_an_interruption_says_what_is_kept_and_how_to_go_on_and_exits_with_130(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stopped(*arguments: Any, **settings: Any) -> None:
-        raise MeasurementInterruptedError(
-            "measurement was interrupted, and nothing was kept. Run the same command again."
-        )
+    """The second slab asks to stop, as Ctrl-C would; the command that is printed finishes the file."""
+    original, asked = measure._Measurement._report, []
 
-    monkeypatch.setattr(measure, "measure_run", stopped)
-    result = invoke(run, "--samples", "1", "--regions", "full", "--measures", "mean_ipr", "--out", tmp_path / "s.h5")
+    def stopping(self: Any, done: float, label: str) -> None:
+        asked.append(label)
+        monkeypatch.setattr(self, "_stop", lambda: len(asked) == 2)
+        original(self, done, label)
+
+    monkeypatch.setattr(measure._Measurement, "_report", stopping)
+    options = ("--samples", "1", "--regions", "full", "--measures", "mean_ipr", "--out", tmp_path / "s.h5")
+    monkeypatch.setattr("sys.argv", ["rankkit", "spectrum", "RUN", *map(str, options)])
+    result = invoke(run, *options)
     assert result.exit_code == 130
-    assert "Interrupted: measurement was interrupted, and nothing was kept." in result.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert "Interrupted: measurement was interrupted; 2 finished slabs are kept." in result.stderr
+    assert f"Continue with: rankkit spectrum RUN {shlex.join(map(str, options))} --resume" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["s.h5.journal"]
+    refused = invoke(run, *options)
+    assert refused.exit_code == 1
+    assert "--resume" in refused.stderr
+    monkeypatch.setattr("sys.argv", ["rankkit", "spectrum", "RUN", *map(str, options), "--resume"])
+    finished = invoke(run, *options, "--resume")
+    assert finished.exit_code == 0, finished.output
+    assert "2 finished slabs were taken over" in finished.stderr
+    assert read_root(tmp_path / "s.h5").command == f"rankkit spectrum RUN {shlex.join(map(str, options))}"
 
 
 def test_help_names_every_option_in_a_line_or_two() -> None:
