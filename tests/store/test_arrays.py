@@ -216,6 +216,14 @@ def test_a_softmax_stored_in_any_type_sums_to_one(tmp_path: Path, dtype: str, si
     assert (found.reason, found.precision) == ("", dtype)
 
 
+def test_entries_that_underflow_in_float16_may_take_more_from_a_sum(tmp_path: Path) -> None:
+    keys = round(2**24 / 100.49)  # every entry loses 0.49 of the smallest number of float16
+    array = np.full((2, keys), 1 / keys, dtype=np.float16)
+    assert np.abs(array.sum(axis=-1, dtype=np.float64) - 1).min() > 4 * 2.0**-11
+    assert facts(tmp_path, array).rows_sum_to_one
+    assert not facts(tmp_path, np.float16(0.9) * array).rows_sum_to_one
+
+
 def bfloat16(array: np.ndarray) -> np.ndarray:
     """Rounded to the nearest, as float32."""
     bits = array.astype(np.float32).view(np.uint32)
