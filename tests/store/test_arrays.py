@@ -308,7 +308,7 @@ def test_hidden_mass_is_zero_under_the_own_mask_and_the_largest_entry_under_anot
 
 
 def test_the_mass_that_is_hidden_is_that_of_all_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rankkit.store.arrays._PIECE_BYTES", 1)
+    monkeypatch.setattr("rankkit.store.given_arrays._PIECE_BYTES", 1)
     array = change(attention(causal=True), (1, 1, 1, 0, 3), -0.5)
     found = facts(tmp_path, array)
     assert found.hidden_mass(np.tril(np.ones((6, 6), dtype=bool))) == 0.5
@@ -432,6 +432,7 @@ DESCRIBED = "{'descr': %s, 'fortran_order': False, 'shape': %s, }"
         ),
         (DESCRIBED % ("'<f4'", f"({'9' * 4000}, 2)"), "a shape that no array has"),
         (DESCRIBED % ("'<f4'", "(-4, -4)"), "a shape that no array has"),
+        (DESCRIBED % ("'<f4'", "(" + "1, " * 2000 + ")"), "a shape that no array has"),
         (DESCRIBED % ("'<f4'", "[4, 4]"), "shape is not valid"),
         (DESCRIBED % ("'<f4'", "(16L, 16L)"), "bytes of"),  # as Python 2 wrote
         (DESCRIBED % ("'|O'", "(2, 2)"), "got object"),
@@ -644,7 +645,7 @@ def test_a_hostile_hdf5_file_is_refused_before_anything_is_read(
 
 
 def test_many_objects_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rankkit.store.array_files._OBJECTS_LIMIT", 5)
+    monkeypatch.setattr("rankkit.store.hdf5_arrays._OBJECTS_LIMIT", 5)
     refused(save(tmp_path, "h5", **{f"a{number}": numbers((2, 2)) for number in range(6)}), "more than 5 objects")
 
 
