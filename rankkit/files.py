@@ -8,6 +8,7 @@ one step; a reader sees the old file or the new one. Append-only logs may end in
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -29,9 +30,11 @@ __all__ = [
     "check_output_file",
     "check_output_folder",
     "exclusive",
+    "fsync_file",
     "fsync_folder",
     "keep_json_lines",
     "lock",
+    "make_folder",
     "read_json_lines",
     "remove_partial",
     "sha256_of_file",
@@ -43,6 +46,8 @@ __all__ = [
 
 _HASH_BLOCK = 1 << 20  # bytes read at a time: large enough for full disk speed, small beside any model
 _PARTIAL = ".partial-"  # every unfinished file or folder carries this in its name
+_FORMER = "-former"  # ends the name of a folder that makes way, where names cannot be exchanged
+_HERE, _EXCHANGE = -100, 2  # Linux: AT_FDCWD and RENAME_EXCHANGE
 
 
 @contextlib.contextmanager
@@ -88,9 +93,18 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _fsync_file(path: Path) -> None:
+def fsync_file(path: Path) -> None:
+    """Bring what a file holds to the disk."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those on the way to it, each with its name on the disk; nothing where it is there."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in reversed(missing):
+        fsync_folder(folder.parent)
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -104,13 +118,13 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         StorageError: the file system refused; `path` is then as it was.
     """
     with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}{_PARTIAL}")
         os.close(descriptor)
         temporary = Path(name)
         try:
             write(temporary)
-            _fsync_file(temporary)
+            fsync_file(temporary)
             temporary.chmod(0o644)  # mkstemp gives 0600, which hides results from colleagues
             temporary.replace(path)
         except BaseException:
@@ -148,32 +162,64 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     """
     with storage_errors(path):
         path = path.resolve()
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}{_PARTIAL}"))
-        former = temporary.with_name(f"{temporary.name}-former")
+        former = temporary.with_name(f"{temporary.name}{_FORMER}")
         try:
             temporary.chmod(0o755)  # mkdtemp gives 0700
             yield temporary
-            for file in sorted(temporary.rglob("*")):
-                if file.is_file():
-                    _fsync_file(file)
+            for entry in sorted(temporary.rglob("*")):
+                if entry.is_dir():
+                    fsync_folder(entry)
+                elif entry.is_file():
+                    fsync_file(entry)
             fsync_folder(temporary)
-            if path.exists():
+            if not path.exists():
+                temporary.replace(path)
+            elif not _exchange(temporary, path):
                 path.replace(former)
-            temporary.replace(path)
+                temporary.replace(path)
         except BaseException:
             if former.exists() and not path.exists():
                 former.replace(path)
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        fsync_folder(path.parent)
-        shutil.rmtree(former, ignore_errors=True)
+        try:
+            fsync_folder(path.parent)
+        finally:
+            for old in (temporary, former):
+                shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two names change places in one step; returns whether this system and file system can.
+
+    Two renames would leave a moment in which neither folder has the name.
+
+    Raises:
+        OSError: the file system refuses.
+    """
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:  # not Linux
+        return False
+    if rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        return False
+    raise OSError(number, os.strerror(number), str(other))
 
 
 def remove_partial(folder: Path) -> None:
-    """Delete what killed processes left unfinished directly inside `folder`."""
+    """Delete what killed processes left unfinished directly inside `folder`.
+
+    A folder that had already made way for one that never came gets its name back.
+    """
     for entry in folder.glob(f".*{_PARTIAL}*"):
-        if entry.is_dir():
+        named = folder / entry.name[1:].partition(_PARTIAL)[0]
+        if entry.name.endswith(_FORMER) and not named.exists():
+            entry.replace(named)
+        elif entry.is_dir():
             shutil.rmtree(entry, ignore_errors=True)
         else:
             entry.unlink(missing_ok=True)
@@ -278,7 +324,7 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
         RunError: another process holds it.
     """
     with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         file = path.open("w", encoding="utf-8")
     with file:
         lock(file.fileno(), what)

@@ -163,9 +163,59 @@ def test_a_folder_replaces_the_old_one_whole(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.parametrize("can", [True, False])
+def test_a_folder_replaces_the_old_one_where_names_can_be_exchanged_and_where_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can: bool
+) -> None:
+    files.write_text(tmp_path / "run" / "old", "old")
+    renamed = []
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda path, target: (renamed.append(target), replace(path, target))[1])
+    if not can:
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    with files.atomic_directory(tmp_path / "run") as temporary:
+        (temporary / "new").write_text("new")
+    assert tree(tmp_path) == {"run/new": b"new"}
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    if sys.platform == "linux":
+        assert len(renamed) == (0 if can else 2)  # exchanged: at no moment was there neither
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are exchanged on Linux")
+def test_an_exchange_that_is_refused_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        files._exchange(tmp_path / "none", tmp_path / "neither")
+    files.write_text(tmp_path / "run" / "old", "old")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(StorageError, match="input/output error"):  # noqa: PT012
+        patch.setattr(files, "_exchange", fails(OSError(errno.EIO, "broken")))
+        with files.atomic_directory(tmp_path / "run") as temporary:
+            (temporary / "new").write_text("new")
+    assert tree(tmp_path) == {"run/old": b"old"}
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_folder_that_made_way_for_one_that_never_came_gets_its_name_back(tmp_path: Path) -> None:
+    files.write_text(tmp_path / ".step-000002.partial-abc-former" / "kept", "")
+    files.write_text(tmp_path / ".step-000003.partial-abc-former" / "old", "")
+    files.write_text(tmp_path / "step-000003" / "new", "")
+    files.remove_partial(tmp_path)
+    assert set(tree(tmp_path)) == {"step-000002/kept", "step-000003/new"}
+
+
+def test_every_folder_inside_and_on_the_way_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = []
+    sync = files.fsync_folder
+    monkeypatch.setattr(files, "fsync_folder", lambda folder: (synced.append(folder), sync(folder))[1])
+    with files.atomic_directory(tmp_path / "a" / "b" / "run") as temporary:
+        (temporary / "deep" / "deeper").mkdir(parents=True)
+        inside = [temporary / "deep", temporary / "deep" / "deeper", temporary]
+    assert synced == [tmp_path, tmp_path / "a", *inside, tmp_path / "a" / "b"]
+
+
 def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
     files.write_text(tmp_path / "run" / "old", "old")
     replace = Path.replace
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from rankkit.errors import StorageError
-from rankkit.files import check_output_file, storage_errors, write_atomically
+from rankkit.files import check_output_file, make_folder, storage_errors, write_atomically
 from rankkit.store.hdf5 import h5py
 
 __all__ = ["HDF5Output"]
@@ -149,7 +149,7 @@ class HDF5Output:
             raise
 
     def _begin(self) -> _Sink:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self._path.parent)
         self._descriptor, name = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}.partial-")
         self._partial = Path(name)
         return _Sink(self._descriptor)

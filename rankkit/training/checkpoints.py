@@ -29,7 +29,15 @@ from rankkit.training.environment import environment
 from rankkit.training.settings import from_table, to_table
 from rankkit.training.trainer import Trainer
 
-__all__ = ["CheckpointFacts", "latest_resumable_step", "load_model", "read_facts", "restore", "save"]
+__all__ = [
+    "CheckpointFacts",
+    "keep_newest_state",
+    "latest_resumable_step",
+    "load_model",
+    "read_facts",
+    "restore",
+    "save",
+]
 
 _WEIGHTS, _STATE, _FACTS = "model.safetensors", "training.pt", "checkpoint.json"
 FORMAT = 1  # of the checkpoint folder; a newer one is refused
@@ -89,11 +97,20 @@ def save(trainer: Trainer, run: RunDirectory, arm: str) -> CheckpointFacts:
         described = {name: getattr(facts, name) for name in CheckpointFacts.__slots__}
         described["configuration"] = to_table(facts.configuration)
         write_json(temporary / _FACTS, {"rankkit_checkpoint": FORMAT, "training_sha256": state_hash, **described})
-    with storage_errors(folder):
+    keep_newest_state(trainer, run, arm)
+    return facts
+
+
+def keep_newest_state(trainer: Trainer, run: RunDirectory, arm: str) -> None:
+    """Delete the optimizer state of checkpoints before the trainer's step.
+
+    Raises:
+        StorageError: the file system refused.
+    """
+    with storage_errors(run.unit(arm, trainer.seed)):
         for step in run.checkpoint_steps(arm, trainer.seed):
             if step < trainer.step:
                 (run.checkpoint(arm, trainer.seed, step) / _STATE).unlink(missing_ok=True)
-    return facts
 
 
 def _training_state(trainer: Trainer) -> memoryview:

@@ -19,12 +19,21 @@ from rankkit.errors import NonFiniteLossError, RunError
 from rankkit.files import (
     RunDirectory,
     append_json_line,
+    fsync_file,
     keep_json_lines,
+    make_folder,
     remove_partial,
     storage_errors,
     write_json,
 )
-from rankkit.training.checkpoints import CheckpointFacts, latest_resumable_step, read_facts, restore, save
+from rankkit.training.checkpoints import (
+    CheckpointFacts,
+    keep_newest_state,
+    latest_resumable_step,
+    read_facts,
+    restore,
+    save,
+)
 from rankkit.training.config import ArmConfig
 from rankkit.training.evaluation import Evaluation
 from rankkit.training.trainer import StepRecord, Trainer
@@ -130,7 +139,7 @@ def train_unit(
         try:
             record = trainer.train_step()
         except NonFiniteLossError:
-            save(trainer, run, arm)
+            _save(run, arm, trainer)
             raise
         seconds = perf_counter() - started
         yield Stepped(arm, seed, record, seconds)
@@ -141,7 +150,7 @@ def train_unit(
             yield _evaluate(run, arm, trainer)
         interrupted = stop()
         if trainer.step % train.checkpoint_interval == 0 or last or interrupted:
-            yield Saved(save(trainer, run, arm))
+            yield Saved(_save(run, arm, trainer))
         if interrupted and not last:
             yield Interrupted(arm, seed, trainer.step)
             return
@@ -152,16 +161,25 @@ def _begin(trainer: Trainer, run: RunDirectory, arm: str) -> CheckpointFacts:
     """Restore the newest checkpoint, or write the first one; returns the facts of step 0."""
     folder = run.unit(arm, trainer.seed)
     with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         remove_partial(folder)
     step = latest_resumable_step(run, arm, trainer.seed)
     if step is None:
         keep_json_lines(run.metrics(arm, trainer.seed), lambda line: False)
-        _evaluate(run, arm, trainer)  # before saving: a checkpoint says that the log is complete up to it
-        return save(trainer, run, arm)
+        _evaluate(run, arm, trainer)
+        return _save(run, arm, trainer)
     restore(trainer, run, arm, step)
+    keep_newest_state(trainer, run, arm)  # in case it was killed between saving and this
     _keep_log_up_to(step, run.metrics(arm, trainer.seed))
     return read_facts(run.checkpoint(arm, trainer.seed, 0))
+
+
+def _save(run: RunDirectory, arm: str, trainer: Trainer) -> CheckpointFacts:
+    """Save a checkpoint, which says that the log is complete up to it: the log must be on the disk before."""
+    log = run.metrics(arm, trainer.seed)
+    with storage_errors(log):
+        fsync_file(log)
+    return save(trainer, run, arm)
 
 
 def _keep_log_up_to(step: int, path: Path) -> None:
