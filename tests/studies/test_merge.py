@@ -1,0 +1,504 @@
+"""Merged files against the file that one measurement writes, and one line for files that are not of one study."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from importlib import import_module
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from measured_run import FAST, FEW
+from merging import WHOLE, Piece, boxes
+from small_run import run_config, trained_run
+from store.spectra_file import CREATED, HOST, edited
+from tiny import CPU
+
+from rankkit.axes import REGIONS, SPECTRUM_AXES
+from rankkit.errors import ConfigurationError, MatchError, OutputExistsError, SpectrumFileError
+from rankkit.store import describe, read_root, verify
+from rankkit.studies import MeasureConfig, Run, measure_run, merge_match, merge_parts
+from rankkit.studies.measure_plan import MeasurementInterruptedError
+from rankkit.studies.merge import Merged, MergeProgress, merge
+
+COMMAND = "rankkit spectrum runs/demo"
+MODULE = import_module("rankkit.studies.merge")  # by its path: the package gives the function that name
+SMALL = {**WHOLE, "sequence": (0, 1), "step": (12,)}
+ONE = Piece(labels=SMALL, arms=("gpt",), names=("effective_rank",))
+"""The least that one file can hold."""
+
+
+def merged(paths: Sequence[Path], out: Path, **options: Any) -> Merged:
+    return merge(paths, out, **{"command": COMMAND, "created": CREATED, **options})
+
+
+def write_all(pieces: Sequence[Piece], folder: Path) -> list[Path]:
+    return [piece.write(folder / f"{number:02d}.h5") for number, piece in enumerate(pieces)]
+
+
+def same_bytes(one: Path, other: Path) -> bool:
+    """Outside of an assertion, which would look for the first difference for minutes."""
+    return one.read_bytes() == other.read_bytes()
+
+
+@pytest.fixture
+def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are believed, for tests of what comes after."""
+    monkeypatch.setattr(MODULE, "verify", lambda path: [])
+
+
+# Equal to one run.
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One pair under two seeds."""
+    return trained_run(tmp_path_factory.mktemp("merged") / "run", run_config())
+
+
+def measure(run: Run, path: Path, **config: Any) -> None:
+    settings = MeasureConfig(**{"measures": FEW, "workers": 1, **config})
+    measure_run(run, settings, path, device=CPU, command="rankkit spectrum it")
+
+
+def assert_pieces_equal_whole(run: Run, folder: Path, common: Mapping[str, Any], pieces: Sequence[Any]) -> None:
+    whole = folder / "whole.h5"
+    measure(run, whole, **common)
+    paths = [folder / f"piece-{number}.h5" for number in range(len(pieces))]
+    for path, piece in zip(paths, pieces, strict=True):
+        measure(run, path, **{**common, **piece})
+    root = read_root(whole)
+    merge(paths[::-1], folder / "merged.h5", command=root.command, created=str(root.attributes["created"]))
+    assert same_bytes(folder / "merged.h5", whole)
+
+
+def test_a_run_measured_in_pieces_merges_into_the_bytes_of_one_measurement(
+    run: Run, unverified: None, tmp_path: Path
+) -> None:
+    """Seeds, shards of samples, layers, heads and regions, with everything that a measurement can add."""
+    common: dict[str, Any] = {
+        "sequence_length": 16, "samples": 10, "baselines": ("init",), "layer_output": True, "keep_qk": True,
+        "keep_attention": True, "regions": REGIONS[:2], "measures": (*FEW, "log10_smallest_singular_value"),
+    }  # fmt: skip
+    second = {"seeds": (1,), "shard": (0, 2)}
+    assert_pieces_equal_whole(run, tmp_path, common, [
+        {"seeds": (0,), "heads": (0, 2)},
+        {"seeds": (0,), "heads": (1,)},
+        {"seeds": (1,), "shard": (1, 2)},
+        {**second, "layers": (1,)},
+        {**second, "layers": (0,), "regions": REGIONS[:1]},
+        {**second, "layers": (0,), "regions": REGIONS[1:2]},
+    ])  # fmt: skip
+
+
+def test_regions_with_and_without_the_matrix_merge_into_one_file(run: Run, unverified: None, tmp_path: Path) -> None:
+    """Estimated regions bring brackets and leading values alone, exact ones whole spectra: one run has room for both."""
+    common = {
+        "memory_budget": 40_000,  # a matrix of the prefix block with its working copies fits, a whole one does not
+        "matrix_free": FAST, "samples": 1, "seeds": (0,), "layers": (1,), "heads": (0,),
+    }  # fmt: skip
+    pieces = [{"regions": REGIONS[:1]}, {"regions": REGIONS[1:2]}, {"regions": REGIONS[2:]}]
+    assert_pieces_equal_whole(run, tmp_path, common, pieces)
+    methods = [describe(tmp_path / f"piece-{number}.h5").groups[0].methods for number in range(2)]
+    assert set(methods[0]) <= {"krylov", "quadrature"}
+    assert not set(methods[1]) & {"krylov", "quadrature"}
+
+
+def test_functional_ranks_of_seeds_merge(run: Run, unverified: None, tmp_path: Path) -> None:
+    common = {
+        "functional_scopes": ("all", "head"), "functional_ranks": (4,), "samples": 2, "layers": (0,),
+        "regions": REGIONS[:1],
+    }  # fmt: skip
+    assert_pieces_equal_whole(run, tmp_path, common, [{"seeds": (1,)}, {"seeds": (0,)}])
+
+
+@st.composite
+def cuts(draw: st.DrawFn) -> list[tuple[int, str, frozenset[Any]]]:
+    found = []
+    for _ in range(draw(st.integers(0, 4))):
+        axis = draw(st.sampled_from(SPECTRUM_AXES))
+        found.append((draw(st.integers(0, 9)), axis, draw(st.frozensets(st.sampled_from(WHOLE[axis]), min_size=1))))
+    return found
+
+
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cuts=cuts(), apart=st.booleans(), extras=st.booleans(), order=st.randoms(use_true_random=False))
+def test_any_parts_merge_into_the_bytes_of_the_whole(
+    cuts: list[tuple[int, str, frozenset[Any]]], apart: bool, extras: bool, order: Any, tmp_path: Path, unverified: None
+) -> None:
+    """Parts along any axes, arms in one file or in files of their own, files in any order."""
+    folder = tmp_path / "example"
+    folder.mkdir()
+    whole = Piece(labels=WHOLE, names=("effective_rank",), outputs=extras, kept=extras)
+    arms = [("gpt",), ("unilm",)] if apart else [whole.arms]
+    pieces = [replace(whole, labels=labels, arms=some) for labels, some in product(boxes(WHOLE, cuts), arms)]
+    paths = write_all(pieces, folder)
+    order.shuffle(paths)
+    found = merged(paths, folder / "merged.h5")
+    assert same_bytes(folder / "merged.h5", whole.write(folder / "whole.h5"))
+    assert found.compared == ("gpt", "unilm")
+    assert found.groups == {arm: dict(WHOLE) for arm in whole.arms}
+    assert found.files == tuple(sorted(paths))
+    shutil.rmtree(folder)
+
+
+def test_baselines_merge_beside_their_arm(tmp_path: Path) -> None:
+    whole = Piece(labels=SMALL, arms=("gpt",), names=("effective_rank",), baselines=("uniform", "init"))
+    cuts = [(0, axis, frozenset(SMALL[axis][:1])) for axis in ("seed", "region", "sequence", "layer", "head")]
+    merged(write_all([replace(whole, labels=box) for box in boxes(SMALL, cuts)], tmp_path), tmp_path / "merged.h5")
+    assert same_bytes(tmp_path / "merged.h5", whole.write(tmp_path / "whole.h5"))
+
+
+def test_a_merge_of_merges_is_the_merge_of_all(unverified: None, tmp_path: Path) -> None:
+    one, two, three = write_all([replace(ONE, labels=box) for box in boxes(SMALL, [
+        (0, "seed", frozenset({0})), (0, "layer", frozenset({2}))])], tmp_path)  # fmt: skip
+    merged([one, three], tmp_path / "first.h5")
+    merged([tmp_path / "first.h5", two], tmp_path / "second.h5")
+    merged([one, two, three], tmp_path / "all.h5")
+    assert same_bytes(tmp_path / "second.h5", tmp_path / "all.h5")
+
+
+def test_a_single_file_merges_into_itself(tmp_path: Path) -> None:
+    whole = Piece(labels=SMALL, baselines=("init",), outputs=True, kept=True, functional=True)
+    path = whole.write(tmp_path / "whole.h5")
+    merged([path], tmp_path / "merged.h5")
+    assert same_bytes(tmp_path / "merged.h5", path)
+
+
+# What a merged file says of where it comes from.
+
+
+def test_facts_of_different_machines_are_joined_and_equal_ones_kept(unverified: None, tmp_path: Path) -> None:
+    hosts = [HOST | {"cpu": "B", "threads": 2}, HOST | {"cpu": "A", "threads": 16, "platform": "Linux"}]
+    first, second = (
+        replace(ONE.of(seed=(seed,)), root={"attributes": host}).write(tmp_path / f"{seed}.h5")
+        for seed, host in enumerate(hosts)
+    )
+    merged([second, first], tmp_path / "merged.h5")
+    attributes = read_root(tmp_path / "merged.h5").attributes
+    assert (attributes["cpu"], attributes["threads"], attributes["platform"]) == ("A; B", "16; 2", "Linux")
+    assert attributes["kernel"] == "sdpa"
+    assert "measured_with_rankkit" not in attributes
+    third = replace(ONE.of(seed=(5,)), root={"attributes": HOST | {"cpu": "B"}}).write(tmp_path / "5.h5")
+    merged([tmp_path / "merged.h5", third], tmp_path / "again.h5")
+    assert read_root(tmp_path / "again.h5").attributes["cpu"] == "A; B"
+
+
+def test_another_version_that_measured_a_part_is_recorded(unverified: None, tmp_path: Path) -> None:
+    paths = write_all([ONE.of(seed=(seed,)) for seed in (0, 1)], tmp_path)
+    edited(paths[0], lambda file: file.attrs.modify("rankkit_version", "0.0.9"))
+    merged(paths, tmp_path / "merged.h5")
+    root = read_root(tmp_path / "merged.h5").attributes
+    assert root["measured_with_rankkit"] == f"0.0.9; {root['rankkit_version']}"
+    third = ONE.of(seed=(5,)).write(tmp_path / "5.h5")
+    merged([tmp_path / "merged.h5", third], tmp_path / "again.h5")
+    assert read_root(tmp_path / "again.h5").attributes["measured_with_rankkit"] == root["measured_with_rankkit"]
+
+
+def test_the_command_is_that_of_the_merge_above_those_of_the_files(unverified: None, tmp_path: Path) -> None:
+    paths = [
+        replace(ONE.of(seed=(seed,)), root={"command": f"rankkit spectrum it --seeds {seed}"}).write(
+            tmp_path / f"{seed} a.h5"
+        )
+        for seed in (1, 0)
+    ]
+    merge(paths, tmp_path / "merged.h5")
+    assert read_root(tmp_path / "merged.h5").command.split("\n") == [
+        f"rankkit merge '{tmp_path}/0 a.h5' '{tmp_path}/1 a.h5' --out {tmp_path}/merged.h5",
+        "rankkit spectrum it --seeds 0",
+        "rankkit spectrum it --seeds 1",
+    ]
+
+
+def test_the_title_of_arms_from_different_files_names_them(unverified: None, tmp_path: Path) -> None:
+    paths = [
+        replace(ONE, arms=(arm,), root={"title": f"Attention spectra of {arm}"}).write(tmp_path / f"{arm}.h5")
+        for arm in ("unilm", "gpt")
+    ]
+    merged(paths, tmp_path / "merged.h5")
+    assert read_root(tmp_path / "merged.h5").attributes["title"] == "Attention spectra of gpt and unilm"
+
+
+def test_files_with_one_mask_or_one_arm_have_no_comparison(unverified: None, tmp_path: Path) -> None:
+    for number, piece in enumerate([
+        replace(ONE, arms=("gpt", "unilm")).of(applied_mask=("own",)), ONE]):  # fmt: skip
+        found = merged([piece.write(tmp_path / f"{number}.h5")], tmp_path / f"merged-{number}.h5")
+        assert found.compared is None
+        assert describe(tmp_path / f"merged-{number}.h5").comparison is None
+
+
+# Refused.
+
+FIRST, SECOND = {**SMALL, "seed": (0,)}, {**SMALL, "seed": (3,)}
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two files of one study; copy them to change them."""
+    folder = tmp_path_factory.mktemp("pair")
+    one, other = write_all([Piece(labels=labels, arms=("gpt",)) for labels in (FIRST, SECOND)], folder)
+    return one, other
+
+
+def attribute(where: str, name: str, value: object) -> Callable[[h5py.File], None]:
+    return lambda file: file[where].attrs.__setitem__(name, value)
+
+
+def entry(where: str, value: object, place: object = 0) -> Callable[[h5py.File], None]:
+    return lambda file: file[where].__setitem__(place, value)
+
+
+@pytest.mark.parametrize(("edit", "message"), [
+    (entry("configuration", "seed = 0\n# kleiner\n", ()),
+     r"01.h5: configuration must be that of .*00.h5, got '# kleiner' instead of '# größer' in line 2"),
+    (entry("configuration", "seed = 0", ()), "got '' instead of '# größer' in line 2. Merge files that were measured from"),
+    (entry("certificate", "{}", ()), "certificate must be that of .* measure its parts when it is whole"),
+    (attribute("/", "precision", "bfloat16"), "precision must be absent as in .*, got 'bfloat16'"),
+    (entry("gpt/tokens", 8), "gpt: tokens of sequence 0, key 0 must be 0 as in .*00.h5, got 8. Merge files of one study"),
+    (entry("gpt/prefix_length", 3), "gpt: prefix_length of sequence 0 must be 4 as in .*, got 3"),
+    (entry("gpt/document", 8), "gpt: document of sequence 0 must be 0 as in .*, got 8"),
+    (lambda file: file["gpt"].pop("document"), "gpt: document must be 'given' as in .*, got nothing"),
+    (entry("gpt/valid_row", 0, (1, 2)), "valid_row of sequence 1, query 2 must be 1 as in .*, got 0"),
+    (entry("gpt/untrained", 1, (0, 1)), "untrained of region full, layer 2 must be 0 as in .*, got 1"),
+    (entry("gpt/rows", 3, (1, 0)), "rows of region prefix_block, sequence 0 must be 4 as in .*, got 3"),
+    (attribute("gpt", "mask", "prefix"), "gpt: mask must be 'causal' as in .*, got 'prefix'"),
+    (attribute("gpt", "objective", "full"), "gpt: objective must be 'suffix' as in"),
+    (attribute("gpt", "kind", "cross"), "gpt: kind must be 'self' as in"),
+    (attribute("gpt", "rows_sum_to_one", 0), "gpt: rows_sum_to_one must be 1 as in .*, got 0"),
+    (attribute("gpt", "bos", "one"), "gpt: bos must be 'none' as in .*, got 'one'"),
+    (attribute("gpt", "more", "x" * 99), "gpt: more must be absent as in .*, got 'x{79}[.][.][.]"),
+    (attribute("gpt/stable_rank", "definition", "\x1b[2J"), r"definition of stable_rank must be .*, got '\\x1b\[2J'"),
+    (lambda file: file["gpt"].pop("attention_entropy_error"), "measures with errors must be 'attention_entropy, effective"),
+    (lambda file: file["gpt"].pop("attention_entropy"), "gpt: measures must be 'attention_entropy, effective_rank, "),
+    (attribute("gpt", "method_rule", "full: exact (asked for); prefix_block: gram (asked for)"),
+     r"method_rule of prefix_block must be 'exact \(asked for\)' as in .*, got 'gram \(asked for\)'"),
+    (attribute("gpt", "method_rule", "by hand"), "gpt: method_rule must be 'full: .*, got 'by hand'"),
+    (attribute("gpt", "unavailable", '{"log_abs_det": "swapped mask: not triangular"}'),
+     "why log_abs_det is unavailable in full under its swapped mask must be absent as in .*, got 'not triangular'"),
+    (attribute("gpt", "logit_scale", 0.5), "gpt: logit_scale must be absent as in .*, got 0.5"),
+    (lambda file: file["gpt"].create_dataset("output_component", data=np.arange(4)),
+     "gpt: length of axis output_component must be absent as in .*, got 4"),
+])  # fmt: skip
+def test_a_file_of_another_study_is_refused_by_what_differs(
+    edit: Callable[[h5py.File], None], message: str, pair: tuple[Path, Path], unverified: None, tmp_path: Path
+) -> None:
+    changed = edited(Path(shutil.copy(pair[1], tmp_path)), edit)
+    with pytest.raises(MatchError, match=message):
+        merged([changed, shutil.copy(pair[0], tmp_path)], tmp_path / "merged.h5")
+    assert not (tmp_path / "merged.h5").exists()
+
+
+def test_a_checkpoint_must_have_one_hash(unverified: None, tmp_path: Path) -> None:
+    """Layers of the same arm, seed and step, of which one was measured on other weights."""
+    other = {"checkpoint_sha256": [["ab" * 32], ["ab" * 32]]}
+    parts = [ONE.of(layer=(layer,)) for layer in (0, 2)]
+    paths = write_all([parts[0], replace(parts[1], layout=other)], tmp_path)
+    with pytest.raises(MatchError, match=r"01.h5: gpt: checkpoint_sha256 of seed 0, step 12 must be .*, got 'abab"):
+        merged(paths, tmp_path / "merged.h5")
+
+
+def test_a_matrix_in_two_files_is_refused_by_name(unverified: None, tmp_path: Path) -> None:
+    paths = write_all([ONE.of(head=heads) for heads in ((0, 1), (1, 5))], tmp_path)
+    with pytest.raises(MatchError, match=(
+        r"01.h5: gpt must hold no matrix of .*00.h5, got both with seed 0, step 12, region full, applied_mask own, "
+        r"sequence 0, layer 0, head 1. Leave one of them out."
+    )):  # fmt: skip
+        merged(paths, tmp_path / "merged.h5")
+
+
+def test_a_matrix_in_no_file_is_refused_by_name(unverified: None, tmp_path: Path) -> None:
+    found = list(boxes(SMALL, [(0, "seed", frozenset({0})), (1, "layer", frozenset({0}))]))
+    with pytest.raises(MatchError, match=(
+        r"gpt must be whole, got no file with seed 3, step 12, region full, applied_mask own, sequence 0, layer 2, head 0. "
+        "Add the file"
+    )):  # fmt: skip
+        merged(write_all([replace(ONE, labels=box) for box in found[:2]], tmp_path), tmp_path / "merged.h5")
+
+
+@settings(max_examples=40, deadline=None)
+@given(cuts=cuts(), lost=st.integers(0, 9))
+def test_the_hole_that_is_named_is_the_first_that_no_part_fills(
+    cuts: list[tuple[int, str, frozenset[Any]]], lost: int
+) -> None:
+    parts = list(boxes(WHOLE, cuts))
+    del parts[lost % len(parts)]
+    if parts:
+        labels = {
+            axis: tuple(x for x in WHOLE[axis] if any(x in part[axis] for part in parts)) for axis in SPECTRUM_AXES
+        }
+        cells = product(*(labels[axis] for axis in SPECTRUM_AXES))
+        holes = (
+            cell for cell in cells
+            if not any(all(x in part[axis] for axis, x in zip(SPECTRUM_AXES, cell, strict=True)) for part in parts)
+        )  # fmt: skip
+        first = next(holes, None)
+        named = None if first is None else ", ".join(f"{a} {x}" for a, x in zip(SPECTRUM_AXES, first, strict=True))
+        boxed = [merge_parts.Part(
+            path=Path(), name="", group=None, attributes={}, contents=None, arrays={},  # type: ignore[arg-type]
+            places={axis: {x: i for i, x in enumerate(part[axis])} for axis in SPECTRUM_AXES},
+        ) for part in parts]  # fmt: skip
+        assert merge_match._first_hole(boxed, labels) == named
+
+
+def test_arms_on_other_tokens_are_refused(unverified: None, tmp_path: Path) -> None:
+    paths = write_all([ONE, replace(ONE, arms=("unilm",), layout={"tokens": np.full((2, 6), 7)})], tmp_path)
+    with pytest.raises(
+        MatchError, match=r"01.h5: unilm: tokens of sequence 0 must be that of gpt in .*00.h5, got another"
+    ):
+        merged(paths, tmp_path / "merged.h5")
+
+
+@pytest.mark.parametrize(("labels", "message"), [
+    ({"seed": (0,)}, "unilm must hold what gpt holds along seed, got no seed 3. Two arms are compared on the same"),
+    ({"layer": (0, 1, 2)}, "unilm must hold what gpt holds along layer, got layer 1 too"),
+])  # fmt: skip
+def test_arms_that_cannot_be_paired_are_refused(labels: Any, message: str, unverified: None, tmp_path: Path) -> None:
+    pieces = [ONE, replace(ONE, arms=("unilm",)).of(**labels)]
+    with pytest.raises(MatchError, match=message):
+        merged(write_all(pieces, tmp_path), tmp_path / "merged.h5")
+
+
+def test_arms_with_different_measures_are_refused(unverified: None, tmp_path: Path) -> None:
+    more = replace(ONE, arms=("unilm",), names=("effective_rank", "stable_rank"))
+    with pytest.raises(
+        MatchError, match=r"unilm must hold the measures of gpt, effective_rank, got effective_rank, stable_rank\."
+    ):
+        merged(write_all([ONE, more], tmp_path), tmp_path / "merged.h5")
+
+
+def test_arms_of_unknown_documents_are_not_compared(unverified: None, tmp_path: Path) -> None:
+    path = replace(ONE, arms=("gpt", "unilm"), layout={"document": None}).write(tmp_path / "00.h5")
+    with pytest.raises(
+        MatchError, match=r"gpt must say from which document each sequence is, got a file of schema 1.0"
+    ):
+        merged([path], tmp_path / "merged.h5")
+
+
+def test_a_baseline_of_some_parts_alone_is_refused(unverified: None, tmp_path: Path) -> None:
+    pieces = [replace(ONE.of(seed=(0,)), baselines=("uniform",)), ONE.of(seed=(3,))]
+    with pytest.raises(MatchError, match=(
+        r"baselines/uniform/gpt must hold what gpt holds along seed, got no seed 3. Measure a baseline with every part"
+    )):  # fmt: skip
+        merged(write_all(pieces, tmp_path), tmp_path / "merged.h5")
+
+
+def test_layer_outputs_that_differ_between_regions_are_refused(unverified: None, tmp_path: Path) -> None:
+    parts = [replace(ONE.of(region=(region,)), outputs=True) for region in SMALL["region"]]
+    paths = write_all(parts, tmp_path)
+    edited(paths[1], lambda file: file["gpt/layer_output_floor_arithmetic"].__setitem__((0, 0, 0, 0), 1e-9))
+    with pytest.raises(MatchError, match=(
+        r"01.h5: gpt: layer_output_floor_arithmetic must be that of the other files with the same seed, step, sequence, "
+        r"layer, got other numbers. Measure these parts on one machine."
+    )):  # fmt: skip
+        merged(paths, tmp_path / "merged.h5")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["00.h5", "01.h5"]
+
+
+@pytest.mark.parametrize(("first", "second", "message"), [
+    ({"losses": {"seeds": (0, 3)}}, {}, "01.h5: functional/gpt must hold no seed of .*00.h5, got both with seed 3. A fun"),
+    ({}, {"functional": False}, "functional/gpt must hold every seed of gpt, got none of seed 3. Add the file that holds"),
+    ({}, {"losses": {"kept_ranks": (2, 6)}}, r"01.h5: functional/gpt: kept_ranks must be '\[1, 6\]' as in .*, got '\[2, 6"),
+    ({}, {"losses": {"document": None}}, "functional/gpt: variables must be '.*document, .*, got"),
+    ({}, {"losses": {"attributes": {"mask": "causal", "objective": "suffix", "step": 4}}}, "step must be 12 as in .*, got"),
+])  # fmt: skip
+def test_functional_ranks_that_do_not_fit_are_refused(
+    first: Any, second: Any, message: str, unverified: None, tmp_path: Path
+) -> None:
+    pieces = [
+        replace(ONE.of(seed=(0,)), **{"functional": True, **first}),
+        replace(ONE.of(seed=(3,)), **{"functional": True, **second}),
+    ]
+    with pytest.raises(MatchError, match=message):
+        merged(write_all(pieces, tmp_path), tmp_path / "merged.h5")
+
+
+def test_functional_ranks_of_shards_are_refused_with_what_to_do(unverified: None, tmp_path: Path) -> None:
+    pieces = [replace(ONE.of(sequence=(number,)), functional=True) for number in (0, 1)]
+    with pytest.raises(
+        MatchError, match="means over sequences, which shards of them do not give: measure it in one file"
+    ):
+        merged(write_all(pieces, tmp_path), tmp_path / "merged.h5")
+
+
+# Files.
+
+
+def test_a_damaged_file_is_refused_before_it_is_copied(tmp_path: Path) -> None:
+    paths = write_all([ONE.of(seed=(0,)), ONE.of(seed=(3,))], tmp_path)
+    edited(paths[1], lambda file: file["gpt/resolved"].__setitem__((0, 0, 0, 0, 0, 0, 0), 1))
+    with pytest.raises(
+        SpectrumFileError, match=r"01.h5 must be whole to be merged, got 1 problems, the first: gpt: resol"
+    ):
+        merged(paths, tmp_path / "merged.h5")
+    paths[1].write_bytes(paths[1].read_bytes()[:-1000])
+    with pytest.raises(SpectrumFileError, match=r"01.h5"):
+        merged(paths, tmp_path / "merged.h5")
+    with pytest.raises(SpectrumFileError, match=r"02.h5 must be an HDF5 file, got no such file"):
+        merged([paths[0], tmp_path / "02.h5"], tmp_path / "merged.h5")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["00.h5", "01.h5"]
+
+
+def test_a_file_of_a_newer_schema_is_refused_for_what_would_be_lost(tmp_path: Path) -> None:
+    path = edited(ONE.write(tmp_path / "00.h5"), lambda file: file.attrs.modify("rankkit_schema", "1.99"))
+    with pytest.raises(
+        SpectrumFileError, match=r"must follow schema 1.\d or older, got '1.99': what this version does not"
+    ):
+        merged([path], tmp_path / "merged.h5")
+
+
+def test_axes_and_attributes_that_cannot_be_written_again_are_refused(tmp_path: Path) -> None:
+    path = ONE.write(tmp_path / "00.h5")
+    edited(path, lambda file: file["gpt"].attrs.__setitem__("pair", np.arange(2)))
+    with pytest.raises(SpectrumFileError, match="gpt: attribute pair must be text or one number, got array"):
+        merged([path], tmp_path / "merged.h5")
+    replace(ONE, layout={"components": 6}).write(path.with_name("01.h5"))
+    edited(path.with_name("01.h5"), lambda file: file["gpt/component"].__setitem__(0, 7))
+    with pytest.raises(SpectrumFileError, match=r"gpt: component must count from 0, got \[7, 1"):
+        merged([path.with_name("01.h5")], tmp_path / "merged.h5")
+
+
+def test_no_file_a_file_twice_and_too_many_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = ONE.write(tmp_path / "00.h5")
+    with pytest.raises(ConfigurationError, match="files must be at least one, got none"):
+        merged([], tmp_path / "merged.h5")
+    (tmp_path / "link.h5").symlink_to(path)
+    with pytest.raises(ConfigurationError, match=r"files must differ, got .* twice. Name each once"):
+        merged([path, tmp_path / "link.h5"], tmp_path / "merged.h5")
+    with pytest.raises(ConfigurationError, match="out must be another file than those merged"):
+        merged([path], tmp_path / "link.h5", force=True)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (65, 65))
+    with pytest.raises(
+        ConfigurationError, match=r"files must be at most 1 \(open files of a process\), got 2. Merge some"
+    ):
+        merged([path, tmp_path / "01.h5"], tmp_path / "merged.h5")
+
+
+def test_an_existing_file_is_replaced_only_by_force(unverified: None, tmp_path: Path) -> None:
+    path, out = ONE.write(tmp_path / "00.h5"), tmp_path / "merged.h5"
+    out.write_text("mine")
+    with pytest.raises(OutputExistsError, match="must not exist yet"):
+        merged([path], out)
+    assert out.read_text() == "mine"
+    merged([path], out, force=True)
+    assert verify(out) == []
+
+
+def test_progress_rises_to_its_total_and_a_stop_leaves_nothing(unverified: None, tmp_path: Path) -> None:
+    path, seen = ONE.write(tmp_path / "00.h5"), list[MergeProgress]()
+    merged([path], tmp_path / "merged.h5", on_progress=seen.append)
+    assert [step.done for step in seen] == sorted(step.done for step in seen)
+    assert seen[-1].done == seen[-1].total == 3 * path.stat().st_size
+    assert [step.label for step in seen[:2]] == ["verified 00.h5", "gpt, seed 0, step 12"]
+    for count in (0, 1, len(seen) - 2):  # the last word comes when the file is there
+        stops = iter([False] * count + [True])
+        with pytest.raises(MeasurementInterruptedError, match="merge was interrupted, and left nothing"):
+            merged([path], tmp_path / "again.h5", stop=lambda stops=stops: next(stops))
+        assert sorted(entry.name for entry in tmp_path.iterdir()) == ["00.h5", "merged.h5"]
