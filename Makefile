@@ -4,6 +4,7 @@
 #   make test     every check and every test
 #   make check    format, lint, types, import contracts
 #   make bench    benchmarks, each a ratio within one run
+#   make page     the tables of rankkit/store/README.md, from the schema and the measures
 #
 # TORCH chooses the torch build, for example:  make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 
@@ -13,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check format bench page clean
 
 demo: $(VENV)/ready
 	$(BIN)/rankkit demo
@@ -30,6 +31,9 @@ check: $(VENV)/ready-dev
 format: $(VENV)/ready-dev
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+
+page: $(VENV)/ready-dev
+	$(BIN)/python tests/store/format_page.py
 
 bench: $(VENV)/ready-dev
 	$(BIN)/python kernels/benchmarks/singular_values.py

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rankkit.masks import Backward, Bidirectional, Causal, Cross, Mask, MaskKind, Prefix
     from rankkit.operators import AttentionOperator
     from rankkit.spectra import spectrum
+    from rankkit.store.labelled import open_spectra
     from rankkit.studies import compare_losses, functional_rank, load_model, measure_run, open_run, train_pair
     from rankkit.training import presets
 
@@ -37,6 +38,7 @@ __all__ = [
     "load_model",
     "measure_run",
     "open_run",
+    "open_spectra",
     "presets",
     "spectrum",
     "train_pair",
@@ -58,6 +60,7 @@ _HOMES = {
     "load_model": "rankkit.studies",
     "measure_run": "rankkit.studies",
     "open_run": "rankkit.studies",
+    "open_spectra": "rankkit.store.labelled",
     "spectrum": "rankkit.spectra",
     "train_pair": "rankkit.studies",
 }

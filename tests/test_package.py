@@ -65,10 +65,12 @@ def test_every_module_says_what_it_is() -> None:
 def test_names_offered_by_rankkit_are_those_of_their_homes() -> None:
     from rankkit.masks import Prefix
     from rankkit.spectra import spectrum
+    from rankkit.store.labelled import open_spectra
     from rankkit.studies import train_pair
 
     assert rankkit.Prefix is Prefix
     assert rankkit.spectrum is spectrum
+    assert rankkit.open_spectra is open_spectra
     assert rankkit.train_pair is train_pair
     assert rankkit.presets.tiny().model.num_layers == 4
     assert rankkit.data.builtin().description
