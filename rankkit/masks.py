@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import groupby
 
@@ -31,6 +31,7 @@ __all__ = [
     "Padded",
     "Prefix",
     "PrefixTransposed",
+    "Window",
     "batch_groups",
 ]
 
@@ -44,9 +45,9 @@ class Mask(ABC):
         """How many keys n queries have."""
         return n
 
-    def visible_length(self, n: int) -> int:
-        """How many of the first rows and columns take part; the others, padding, see nothing and are seen by none."""
-        return n
+    def visible_positions(self, n: int) -> range:
+        """The rows and columns that take part; the others, padding, see nothing and are seen by none."""
+        return range(n)
 
     @abstractmethod
     def allowed(self, n: int) -> Tensor:
@@ -85,7 +86,7 @@ class Mask(ABC):
         """
 
     def without_first_key(self) -> Mask:
-        """The mask of rows and columns 1 .. n - 1 as attention of their own: the sink-removed control.
+        """The mask of rows and columns 1 .. n - 1 without the first key that is seen: the sink-removed control.
 
         Raises:
             ConfigurationError: queries and keys are different sequences.
@@ -160,9 +161,7 @@ class Backward(Mask):
 
     def leading(self, size: int) -> Mask:
         """Refused: the first rows see every later key."""
-        raise ConfigurationError(
-            f"mask must close its first {size} positions off from later ones, got {self}. Measure region `full`."
-        )
+        raise _open_block(self, size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,9 +194,7 @@ class Bidirectional(Mask):
 
     def leading(self, size: int) -> Mask:
         """Refused: the first rows see every later key."""
-        raise ConfigurationError(
-            f"mask must close its first {size} positions off from later ones, got {self}. Measure region `full`."
-        )
+        raise _open_block(self, size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,11 +302,70 @@ class PrefixTransposed(Mask):
 
     def leading(self, size: int) -> Mask:
         """Refused: the first rows see every later key."""
-        return Backward().leading(size)
+        raise _open_block(self, size)
 
     def without_first_key(self) -> Mask:
         """One position of the prefix less."""
         return PrefixTransposed(max(self.length - 1, 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Window(Mask):
+    """Sliding window: i - behind <= j <= i + ahead. Mistral's `sliding_window=w` is `Window(w - 1)`.
+
+    Without `ahead` A is lower-triangular with a positive diagonal, and the theorems of `Causal` hold; without `behind` those
+    of `Backward`. A window ahead and behind has no theorem.
+    """
+
+    behind: int
+    """How many positions before its own a row sees."""
+    ahead: int = 0
+    """How many after it."""
+
+    def __post_init__(self) -> None:
+        for name, length in (("behind", self.behind), ("ahead", self.ahead)):
+            if isinstance(length, bool) or not isinstance(length, int) or length < 0:
+                raise ConfigurationError(
+                    f"{name} must be an integer of at least 0, got {length!r}. A row sees itself; count the others."
+                )
+
+    def allowed(self, n: int) -> Tensor:
+        """True where i - behind <= j <= i + ahead."""
+        positions = torch.arange(n)
+        offset = positions[None, :] - positions[:, None]
+        return (offset >= -self.behind) & (offset <= self.ahead)
+
+    def fused_plan(self, n: int) -> tuple[FusedCall, ...]:
+        """One call on a band; that of `Causal`, `Backward` or `Bidirectional` where the window reaches the ends."""
+        behind, ahead = min(self.behind, n - 1), min(self.ahead, n - 1)
+        if behind == n - 1 and ahead in (0, n - 1):
+            return Causal().fused_plan(n) if ahead < behind else Bidirectional().fused_plan(n)
+        if behind == 0 and ahead == n - 1:
+            return Backward().fused_plan(n)
+        return (FusedCall((0, n), (0, n), "band", behind, ahead),)
+
+    def transposed(self) -> Mask:
+        """Behind and ahead exchanged."""
+        return Window(self.ahead, self.behind)
+
+    def visible_pairs(self, n: int) -> int:
+        """The diagonals of the band."""
+        sides = (min(self.behind, n - 1), min(self.ahead, n - 1))
+        return n + sum(side * n - side * (side + 1) // 2 for side in sides)
+
+    def triangular_rows(self, n: int) -> range:
+        """All of them where the window has one side, else none."""
+        return range(n) if self.behind == 0 or self.ahead == 0 else range(0)
+
+    def foreseeing_rows(self, n: int) -> range:
+        """All that have a next position, where the window has any ahead."""
+        return range(n - 1) if self.ahead else range(0)
+
+    def leading(self, size: int) -> Mask:
+        """The window again; refused where rows see ahead."""
+        if self.ahead:
+            raise _open_block(self, size)
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,7 +421,7 @@ class Cross(Mask):
 
     def leading(self, size: int) -> Mask:
         """Refused: no block of it is attention by itself."""
-        return Backward().leading(size)
+        raise _open_block(self, size)
 
     def without_first_key(self) -> Mask:
         """Refused: the first query does not belong to the first key."""
@@ -374,65 +430,91 @@ class Cross(Mask):
 
 @dataclass(frozen=True, slots=True)
 class Padded(Mask):
-    """The first `length` positions attend under another mask; padding after them sees nothing and is seen by none."""
+    """Positions start .. start + length attend under another mask; padding around them sees nothing and is seen by none."""
 
     mask: Mask
     """Of the positions that are not padding."""
     length: int
     """How many they are."""
+    start: int = 0
+    """The first of them: above 0 where padding stands on the left."""
 
     def __post_init__(self) -> None:
-        if self.length < 1 or isinstance(self.mask, Cross | Padded):
+        if self.length < 1 or self.start < 0 or isinstance(self.mask, Cross | Padded):
             raise ConfigurationError(
-                f"length must be at least 1 and mask one of self-attention, got {self.length} and {self.mask}. "
-                "Leave out sequences that are all padding."
+                f"length must be at least 1, start at least 0 and mask one of self-attention, got {self.length}, "
+                f"{self.start} and {self.mask}. Leave out sequences that are all padding."
             )
 
-    def visible_length(self, n: int) -> int:
-        """Those before the padding."""
-        if self.length > n:
+    def visible_positions(self, n: int) -> range:
+        """Those between the padding."""
+        if self.start + self.length > n:
             raise ConfigurationError(
-                f"length must be between 1 and {n} (positions), got {self.length}. Count the positions that are not padding."
+                f"start + length must be between 1 and {n} (positions), got {self.start} + {self.length}. Count the "
+                "positions that are not padding."
             )
-        return self.length
+        return range(self.start, self.start + self.length)
 
     def allowed(self, n: int) -> Tensor:
-        """The other mask in the leading block, False elsewhere."""
+        """The other mask in the block of its positions, False elsewhere."""
         allowed = torch.zeros(n, n, dtype=torch.bool)
-        allowed[: self.visible_length(n), : self.length] = self.mask.allowed(self.length)
+        inside = self.visible_positions(n)
+        allowed[inside.start : inside.stop, inside.start : inside.stop] = self.mask.allowed(self.length)
         return allowed
 
     def fused_plan(self, n: int) -> tuple[FusedCall, ...]:
-        """The other mask's, for the positions before the padding alone."""
-        return self.mask.fused_plan(self.visible_length(n))
+        """The other mask's, for the positions that are not padding alone."""
+        return tuple(_moved(call, self.start) for call in self.mask.fused_plan(len(self.visible_positions(n))))
 
     def transposed(self) -> Mask:
         """The other mask's transpose, padded alike."""
-        return Padded(self.mask.transposed(), self.length)
+        return Padded(self.mask.transposed(), self.length, self.start)
 
     def visible_pairs(self, n: int) -> int:
-        """Those before the padding."""
-        return self.mask.visible_pairs(self.visible_length(n))
+        """Those between the padding."""
+        return self.mask.visible_pairs(len(self.visible_positions(n)))
 
     def triangular_rows(self, n: int) -> range:
         """None: empty rows make the determinant 0."""
         return range(0)
 
     def foreseeing_rows(self, n: int) -> range:
-        """The other mask's."""
-        return self.mask.foreseeing_rows(self.visible_length(n))
+        """The other mask's, where they stand."""
+        rows = self.mask.foreseeing_rows(len(self.visible_positions(n)))
+        return range(rows.start + self.start, rows.stop + self.start)
 
     def leading(self, size: int) -> Mask:
-        """The other mask's, without padding where the block has none."""
-        if size <= self.length:
-            return self.mask if size == self.length else self.mask.leading(size)
-        return self
+        """The other mask's, without padding where the block has none.
+
+        Raises:
+            ConfigurationError: as the other mask's, and where the block is all padding.
+        """
+        length = min(size - self.start, self.length)
+        if length < 1:
+            raise ConfigurationError(
+                f"size must be at least {self.start + 1} (padding before the first position), got {size}. Take a larger "
+                "block."
+            )
+        inner = self.mask if length == self.length else self.mask.leading(length)
+        return inner if length == size else Padded(inner, length, self.start)
 
     def without_first_key(self) -> Mask:
-        """One position less before the padding."""
+        """One position less between the padding; the first that was seen is padding where some stands on the left."""
         if self.length == 1:
             raise ConfigurationError("length must be at least 2, got 1. There is no other key.")
-        return Padded(self.mask.without_first_key(), self.length - 1)
+        return Padded(self.mask.without_first_key(), self.length - 1, self.start)
+
+
+def _open_block(mask: Mask, size: int) -> ConfigurationError:
+    return ConfigurationError(
+        f"mask must close its first {size} positions off from later ones, got {mask}. Measure region `full`."
+    )
+
+
+def _moved(call: FusedCall, start: int) -> FusedCall:
+    """A call as many positions later."""
+    rows, columns = ((first + start, last + start) for first, last in (call.rows, call.columns))
+    return replace(call, rows=rows, columns=columns)
 
 
 class MaskKind(StrEnum):

@@ -102,7 +102,7 @@ def test_padding_sees_nothing_and_is_seen_by_none(case: tuple[Mask, int], paddin
     assert torch.equal(coverage(mask, n), expected)
     assert torch.equal(mask.transposed().allowed(n), expected.T)
     assert mask.visible_pairs(n) == int(expected.sum())
-    assert mask.visible_length(n) == length
+    assert mask.visible_positions(n) == range(length)
     assert mask.leading(length) == inner
     if length > 1:
         assert torch.equal(mask.without_first_key().allowed(n - 1), expected[1:, 1:])
@@ -126,9 +126,11 @@ def test_masks_of_two_sequences_and_of_padding_refuse_what_they_cannot_be() -> N
         Cross(3, 5).without_first_key()
     with pytest.raises(ConfigurationError, match="queries and keys must be at least 1"):
         Cross(0, 5)
-    with pytest.raises(ConfigurationError, match="length must be between 1 and 3"):
+    with pytest.raises(ConfigurationError, match=r"start \+ length must be between 1 and 3"):
         Padded(Causal(), 4).allowed(3)
-    with pytest.raises(ConfigurationError, match="length must be at least 1 and mask one of self-attention"):
+    with pytest.raises(
+        ConfigurationError, match="length must be at least 1, start at least 0 and mask one of self-attention"
+    ):
         Padded(Cross(2, 2), 2)
     with pytest.raises(ConfigurationError, match="length must be at least 2, got 1"):
         Padded(Causal(), 1).without_first_key()

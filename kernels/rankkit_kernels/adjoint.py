@@ -7,7 +7,8 @@ column sums c_j = sum_i A_ij the j-th row of A^T is c_j times a softmax over i:
     (A^T Y)_j = c_j softmax_i(scale k~_j . q~_i, transposed mask) Y
 
 It needs lse and c, which take one pass over blocks of rows. That same pass could multiply by A^T (`row-blocks`), so fused
-calls pay only where lse and c are already there. `adjoint_path` is the rule.
+calls pay only where lse and c are already there. `adjoint_path` is the rule. A sink is in lse and c, and changes nothing
+else here; a soft cap or a bias cannot be had from products of features, and takes blocks of rows.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from rankkit_kernels.attention import Plan, attend
 from rankkit_kernels.row_blocks import adjoint_product, row_statistics
+from rankkit_kernels.scores import Scores
 
 __all__ = ["AdjointPath", "Statistics", "adjoint_path", "attend_adjoint"]
 
@@ -33,7 +35,9 @@ Statistics: TypeAlias = tuple[Tensor, Tensor]
 HEAD_STEP: Final = 8  # fused kernels want a head size that is a multiple of it
 
 
-def adjoint_path(device: torch.device, dtype: torch.dtype, *, has_statistics: bool) -> AdjointPath:
+def adjoint_path(
+    device: torch.device, dtype: torch.dtype, *, has_statistics: bool, scores: Scores | None = None
+) -> AdjointPath:
     """The path that `attend_adjoint` takes unless told.
 
     Measured on the CPU at n = 4096, d = 64, 64 probes, causal and prefix n/2, ns per visible pair of one core: float64
@@ -45,11 +49,12 @@ def adjoint_path(device: torch.device, dtype: torch.dtype, *, has_statistics: bo
         device: where the tensors live.
         dtype: float64 or float32.
         has_statistics: whether log-sum-exps and column sums are known from an earlier pass.
+        scores: of the matrix; a soft cap or a bias leaves blocks of rows alone.
 
     Returns:
         `fused` or `row-blocks`.
     """
-    if device.type not in ("cpu", "cuda"):
+    if device.type not in ("cpu", "cuda") or not _fusible(scores):
         return "row-blocks"
     return "fused" if has_statistics and dtype == torch.float32 else "row-blocks"
 
@@ -62,6 +67,7 @@ def attend_adjoint(
     transposed_plan: Plan,
     *,
     scale: float,
+    scores: Scores | None = None,
     statistics: Statistics | None = None,
     path: AdjointPath | None = None,
 ) -> Tensor:
@@ -82,7 +88,8 @@ def attend_adjoint(
         value: "... query probe", Y; any number of probes.
         plan: the calls of A.
         transposed_plan: the calls of A^T, whose rows are the keys; only read by fused calls.
-        scale: of the logits; not 0 for fused calls.
+        scale: of the products of queries and keys; not 0 for fused calls.
+        scores: as for `row_blocks.product`; neither a cap nor a bias for fused calls.
         statistics: to be used by fused calls; they are computed where `path` asks for fused calls without them.
         path: `fused` or `row-blocks`; by default what `adjoint_path` says.
 
@@ -92,18 +99,27 @@ def attend_adjoint(
 
     Raises:
         TypeError: a dtype other than float64 and float32, or several.
-        ValueError: shapes, devices, plans or statistics do not fit; fused calls in float64 on CUDA, where torch would
-            build the matrix.
+        ValueError: shapes, devices, plans or statistics do not fit; fused calls with a cap or a bias, or in float64 on
+            CUDA, where torch would build the matrix.
     """
     if path is None:
-        path = adjoint_path(query.device, query.dtype, has_statistics=statistics is not None)
+        path = adjoint_path(query.device, query.dtype, has_statistics=statistics is not None, scores=scores)
     _check(query, key, value, scale, statistics, path)
     if path == "row-blocks":
-        return adjoint_product(query, key, value, plan, scale=scale)
+        return adjoint_product(query, key, value, plan, scale=scale, scores=scores)
+    if not _fusible(scores):
+        raise ValueError(
+            "path must be 'row-blocks' for capped or biased logits, got 'fused'. Leave it out for the rule."
+        )
     if statistics is None:
-        found = row_statistics(query.double(), key.double(), plan, scale=scale)
+        found = row_statistics(query.double(), key.double(), plan, scale=scale, scores=scores)
         statistics = (found.log_sum_exp, found.column_sums)
     return _fused(query, key, value, transposed_plan, scale, *statistics)
+
+
+def _fusible(scores: Scores | None) -> bool:
+    """Whether logits are products of features: without a cap and a bias; a sink is in the log-sum-exps."""
+    return scores is None or (scores.softcap is None and scores.bias is None)
 
 
 def _check(

@@ -1,24 +1,26 @@
 """Fused attention for masks that are not one SDPA flag, through torch SDPA alone.
 
 A mask is given as a *plan*: calls that share out the query rows, each a rectangle of rows and columns in
-which a row sees all columns, those up to its own position, or those from it on. Softmax is per row, so calls
-on disjoint rows are independent and their outputs are simply put side by side:
+which a row sees all columns, those up to its own position, those from it on, or those near it. Softmax is per row, so
+calls on disjoint rows are independent and their outputs are simply put side by side:
 
     causal       rows 0..n see columns 0..n up to themselves
     prefix p     rows 0..p see columns 0..p;  rows p..n see columns 0..n up to themselves
+    window w     rows 0..n see columns 0..n up to themselves, but for those more than w before
 
 Three properties hold for every plan, forward and backward: only fused kernels run, no n x n mask is built, and
 extra memory is O(n). On the CPU a rectangle whose diagonal ends in its lower right corner needs an
 explicit mask. The rectangle is cut in blocks of rows, and the mask of a block is a Toeplitz matrix: with
 the rows reversed, entry (i, j) depends on i + j alone, so one strip of rows + columns numbers seen through strides
 (1, 1) is the whole mask. On CUDA, where an explicit mask never reaches the flash kernel, torch's lower-right
-causal bias object is used instead.
+causal bias object is used instead. A band is such a matrix too, over the columns that the block's rows see; it has no
+bias object, so that on CUDA it is left to the memory-efficient kernel.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,13 +32,13 @@ from torch.nn.attention.bias import causal_lower_right
 
 __all__ = ["FusedCall", "Group", "Visibility", "attend", "attend_groups", "backend", "dense_attention"]
 
-Visibility = Literal["all", "past", "future"]
-"""What a row sees of its columns: all, those at or before its own position, those at or after it."""
+Visibility = Literal["all", "past", "future", "band"]
+"""What a row sees of its columns: all, those at or before its own position, those at or after it, those near it."""
 
 _BLOCK_ROWS = 256
 """Query rows per masked CPU call. 64 to 512 measured within 6% of each other at n = 1024 and 2048; smaller blocks
 compute fewer masked entries, larger ones launch fewer kernels."""
-
+_CUDA_BAND_ROWS = 1024  # query rows per band call on CUDA; chosen, not measured
 
 _HALF = (torch.bfloat16, torch.float16)
 """Computed in float32 on the CPU, for every plan alike. The CPU kernel sums gradients over rows in the input's own
@@ -56,7 +58,12 @@ class FusedCall:
     columns: tuple[int, int]
     """First key column, and one past the last."""
     sees: Visibility
-    """`past` needs rows that end where the columns end, `future` rows that start where they start."""
+    """`past` needs rows that end where the columns end, `future` rows that start where they start, `band` rows within
+    the columns."""
+    behind: int = 0
+    """How many columns before its own position a row of a `band` sees."""
+    ahead: int = 0
+    """How many after it."""
 
     def __post_init__(self) -> None:
         if not (0 <= self.rows[0] < self.rows[1] and 0 <= self.columns[0] < self.columns[1]):
@@ -73,6 +80,30 @@ class FusedCall:
                 f"rows of a `future` call must start with its columns and end no later, got {self.rows} and "
                 f"{self.columns}. Split the call."
             )
+        inside = self.columns[0] <= self.rows[0] and self.rows[1] <= self.columns[1]
+        if self.sees == "band" and not (inside and self.behind >= 0 and self.ahead >= 0):
+            raise ValueError(
+                f"rows of a `band` call must lie within its columns and see 0 or more on each side, got {self.rows}, "
+                f"{self.columns}, behind {self.behind} and ahead {self.ahead}. Split the call."
+            )
+        if self.sees != "band" and (self.behind or self.ahead):
+            raise ValueError(
+                f"behind and ahead must be 0 but for a `band`, got {self.behind} and {self.ahead} for "
+                f"{self.sees!r}. Leave them out."
+            )
+
+    def blocks(self, size: int) -> Iterator[FusedCall]:
+        """The call in blocks of `size` rows, each over the columns that its rows see."""
+        for start in range(*self.rows, size):
+            stop = min(start + size, self.rows[1])
+            first, last = self.columns
+            if self.sees == "band":
+                first, last = max(first, start - self.behind), min(last, stop + self.ahead)
+            elif self.sees == "future":
+                first = start
+            elif self.sees == "past":
+                last = stop
+            yield FusedCall((start, stop), (first, last), self.sees, self.behind, self.ahead)
 
 
 Plan = Sequence[FusedCall]
@@ -88,7 +119,7 @@ class Group:
     """Their plan; its rows must be 0..n in order, without gap or overlap."""
 
 
-def backend(device: torch.device, dtype: torch.dtype) -> str:
+def backend(device: torch.device, dtype: torch.dtype, *, banded: bool = False) -> str:
     """The fused kernel that every call on this device and dtype is pinned to.
 
     torch may otherwise choose different kernels for two arms of one experiment (on Hopper cuDNN for one,
@@ -97,6 +128,7 @@ def backend(device: torch.device, dtype: torch.dtype) -> str:
     Args:
         device: where the tensors live.
         dtype: of queries, keys and values.
+        banded: whether the plan has a band, whose explicit mask the flash kernel does not take.
 
     Returns:
         `cpu-flash`, `flash`, `efficient` or `math`; `math`, torch's unfused path, serves float64 on CUDA, which has no
@@ -109,7 +141,7 @@ def backend(device: torch.device, dtype: torch.dtype) -> str:
     if device.type != "cuda":
         return "default"
     if dtype in (torch.float16, torch.bfloat16):
-        return "flash"
+        return "efficient" if banded else "flash"
     return "efficient" if dtype == torch.float32 else "math"
 
 
@@ -120,8 +152,8 @@ _CUDA_BACKENDS = {
 }
 
 
-def _pinned(query: Tensor) -> contextlib.AbstractContextManager[None]:
-    name = backend(query.device, query.dtype)
+def _pinned(query: Tensor, plan: Plan) -> contextlib.AbstractContextManager[None]:
+    name = backend(query.device, query.dtype, banded=any(call.sees == "band" for call in plan))
     if name in _CUDA_BACKENDS:
         return sdpa_kernel(_CUDA_BACKENDS[name])
     return contextlib.nullcontext()
@@ -159,6 +191,34 @@ def _lower_right(query: Tensor, key: Tensor, value: Tensor, scale: float | None)
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-2)
 
 
+def _reversed_band_mask(block: FusedCall, like: Tensor) -> Tensor:
+    """Additive mask "row column" for the reversed rows of a block, a view of rows + columns - 1 numbers.
+
+    Row r is position rows[1] - 1 - r, so what decides, column - row, depends on r + c alone.
+    """
+    (start, stop), (first, last) = block.rows, block.columns
+    offset = torch.arange(first - stop + 1, last - start, device=like.device)
+    hidden = (offset < -block.behind) | (offset > block.ahead)
+    strip = torch.zeros(len(offset), dtype=like.dtype, device=like.device).masked_fill_(hidden, -torch.inf)
+    mask = strip.as_strided((stop - start, last - first), (1, 1))
+    return mask.contiguous() if like.device.type == "cuda" else mask  # its kernel wants rows aligned in memory
+
+
+def _band(query: Tensor, key: Tensor, value: Tensor, call: FusedCall, scale: float | None) -> Tensor:
+    """Every row sees what lies at most `behind` before and `ahead` after it; key and value are those of the call."""
+    size = _CUDA_BAND_ROWS if query.device.type == "cuda" else _BLOCK_ROWS
+    outputs = []
+    for block in call.blocks(size):
+        rows = query[..., block.rows[0] - call.rows[0] : block.rows[1] - call.rows[0], :].flip(-2)
+        seen = (block.columns[0] - call.columns[0], block.columns[1] - call.columns[0])
+        mask = _reversed_band_mask(block, query)
+        output = F.scaled_dot_product_attention(
+            rows, _rows(key, *seen), _rows(value, *seen), attn_mask=mask, scale=scale
+        )
+        outputs.append(output.flip(-2))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-2)
+
+
 def _rows(tensor: Tensor, start: int, stop: int) -> Tensor:
     """Rows start..stop, without a slice (and its zero-filled gradient) when that is all of them."""
     if start == 0 and stop == tensor.shape[-2]:
@@ -166,11 +226,14 @@ def _rows(tensor: Tensor, start: int, stop: int) -> Tensor:
     return tensor[..., start:stop, :]
 
 
-def _call(query: Tensor, key: Tensor, value: Tensor, sees: Visibility, scale: float | None) -> Tensor:
-    if sees == "all":
+def _one_call(query: Tensor, key: Tensor, value: Tensor, call: FusedCall, scale: float | None) -> Tensor:
+    key, value = _rows(key, *call.columns), _rows(value, *call.columns)
+    if call.sees == "all":
         return F.scaled_dot_product_attention(query, key, value, scale=scale)
-    if sees == "past":
+    if call.sees == "past":
         return _lower_right(query, key, value, scale)
+    if call.sees == "band":
+        return _band(query, key, value, call, scale)
     # A row that sees its own position and later ones is, with both sequences reversed, one that sees earlier ones.
     return _lower_right(query.flip(-2), key.flip(-2), value.flip(-2), scale).flip(-2)
 
@@ -197,17 +260,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, plan: Plan, *, scale: floa
     _check_plan(plan, query.shape[-2], key.shape[-2])
     if query.device.type == "cpu" and query.dtype in _HALF:
         return attend(query.float(), key.float(), value.float(), plan, scale=scale).to(query.dtype)
-    with _pinned(query):
+    with _pinned(query, plan):
         if len(plan) == 1:
             return _one_call(query, key, value, plan[0], scale)
         outputs = []
         for rows, call in zip(query.split([call.rows[1] - call.rows[0] for call in plan], dim=-2), plan, strict=True):
             outputs.append(_one_call(rows, key, value, call, scale))
         return torch.cat(outputs, dim=-2)
-
-
-def _one_call(query: Tensor, key: Tensor, value: Tensor, call: FusedCall, scale: float | None) -> Tensor:
-    return _call(query, _rows(key, *call.columns), _rows(value, *call.columns), call.sees, scale)
 
 
 def dense_attention(

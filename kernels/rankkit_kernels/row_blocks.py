@@ -2,6 +2,8 @@
 
     A = softmax(scale Q K^T, masked)
 
+or of other logits made from these, and with a sink (`scores`), in place of the block's products.
+
 One block of rows of A exists at a time, only over the columns that it sees, so memory is O(n). A row is complete within
 its block, so nothing has to be known beforehand, and A^T A X = sum over blocks of A_B^T (A_B X) takes one pass in which
 every entry is computed once. The plans of `attention` serve here too: a block is a `FusedCall` of fewer rows.
@@ -22,13 +24,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
 
 from rankkit_kernels.attention import FusedCall, Plan, _check_plan
+from rankkit_kernels.scores import Scores, softmax_with_sink
 
 __all__ = ["RowStatistics", "adjoint_product", "gram_product", "product", "row_statistics"]
 
@@ -49,15 +53,17 @@ Run: TypeAlias = tuple[FusedCall, ...]
 class RowStatistics:
     """What one pass over the rows of A = softmax(s, masked) gives, in the dtype of its factors unless said.
 
-    A row whose visible logits are all -inf is a row of zeros; a visible logit of nan or +inf makes its row nan.
+    A row whose visible logits are all -inf is a row of zeros; a visible logit of nan or +inf makes its row nan. A sink is no
+    visible key: it is in `log_sum_exp` and in the denominator of every entry, and everything else is of entries as they are.
     """
 
     log_sum_exp: Tensor
-    """"... query": log of the sum over visible keys of exp(s_ij); -inf for a row of zeros."""
+    """"... query": log of the sum over visible keys, and the sink, of exp(s_ij); -inf for a row of zeros without a sink."""
     column_sums: Tensor
     """"... key": sum_i A_ij, in [0, number of queries]."""
     entropy: Tensor
-    """"... query": -sum_j A_ij log A_ij, nats, in [0, log visible]; 0 for a row of zeros."""
+    """"... query": -sum_j A_ij log A_ij over visible keys, nats, in [0, log visible]; 0 for a row of zeros. With a sink,
+    whose own term is left out, A_ij sum to less than 1; it is then at most visible / e for one or two visible keys."""
     squared_norm: Tensor
     """"...": sum_ij A_ij^2, the squared Frobenius norm."""
     visible: Tensor
@@ -73,7 +79,7 @@ class RowStatistics:
     """"... query": sum over visible keys of (s_ij - their mean)^2; nan where a visible logit is infinite."""
 
 
-def product(query: Tensor, key: Tensor, x: Tensor, plan: Plan, *, scale: float) -> Tensor:
+def product(query: Tensor, key: Tensor, x: Tensor, plan: Plan, *, scale: float, scores: Scores | None = None) -> Tensor:
     """A X.
 
     Args:
@@ -81,7 +87,8 @@ def product(query: Tensor, key: Tensor, x: Tensor, plan: Plan, *, scale: float) 
         key: "... key feature"; leading axes, dtype and device as the query's.
         x: "... key probe", likewise.
         plan: calls whose rows are 0..query in order, without gap or overlap.
-        scale: of the logits.
+        scale: of the products of queries and keys.
+        scores: a soft cap, a bias, a sink; leading axes broadcast to the query's. None where there is none.
 
     Returns:
         "... query probe", without gradients, in memory probe by probe: passed on as it is, it need not be transposed
@@ -90,13 +97,15 @@ def product(query: Tensor, key: Tensor, x: Tensor, plan: Plan, *, scale: float) 
 
     Raises:
         TypeError: a dtype other than float64 and float32, or several.
-        ValueError: shapes, devices or the plan do not fit.
+        ValueError: shapes, devices, the scores or the plan do not fit.
     """
-    found, _ = _multiply(query, key, x, plan, scale, forward=True, adjoint=False)
+    found, _ = _multiply(query, key, x, plan, scale, scores, forward=True, adjoint=False)
     return found
 
 
-def adjoint_product(query: Tensor, key: Tensor, y: Tensor, plan: Plan, *, scale: float) -> Tensor:
+def adjoint_product(
+    query: Tensor, key: Tensor, y: Tensor, plan: Plan, *, scale: float, scores: Scores | None = None
+) -> Tensor:
     """A^T Y, by the plan of A.
 
     Args:
@@ -104,7 +113,8 @@ def adjoint_product(query: Tensor, key: Tensor, y: Tensor, plan: Plan, *, scale:
         key: as for `product`.
         y: "... query probe".
         plan: as for `product`.
-        scale: of the logits.
+        scale: as for `product`.
+        scores: as for `product`.
 
     Returns:
         "... key probe", as from `product`; zeros for a key that nobody sees.
@@ -113,11 +123,13 @@ def adjoint_product(query: Tensor, key: Tensor, y: Tensor, plan: Plan, *, scale:
         TypeError: as `product`.
         ValueError: as `product`.
     """
-    _, found = _multiply(query, key, y, plan, scale, forward=False, adjoint=True)
+    _, found = _multiply(query, key, y, plan, scale, scores, forward=False, adjoint=True)
     return found
 
 
-def gram_product(query: Tensor, key: Tensor, x: Tensor, plan: Plan, *, scale: float) -> tuple[Tensor, Tensor]:
+def gram_product(
+    query: Tensor, key: Tensor, x: Tensor, plan: Plan, *, scale: float, scores: Scores | None = None
+) -> tuple[Tensor, Tensor]:
     """A X and A^T A X in one pass.
 
     Args:
@@ -125,7 +137,8 @@ def gram_product(query: Tensor, key: Tensor, x: Tensor, plan: Plan, *, scale: fl
         key: as for `product`.
         x: "... key probe".
         plan: as for `product`.
-        scale: of the logits.
+        scale: as for `product`.
+        scores: as for `product`.
 
     Returns:
         A X, "... query probe", and A^T A X, "... key probe": to the last bit what `product`, and `adjoint_product` of
@@ -135,10 +148,12 @@ def gram_product(query: Tensor, key: Tensor, x: Tensor, plan: Plan, *, scale: fl
         TypeError: as `product`.
         ValueError: as `product`.
     """
-    return _multiply(query, key, x, plan, scale, forward=True, adjoint=True)
+    return _multiply(query, key, x, plan, scale, scores, forward=True, adjoint=True)
 
 
-def row_statistics(query: Tensor, key: Tensor, plan: Plan, *, scale: float) -> RowStatistics:
+def row_statistics(
+    query: Tensor, key: Tensor, plan: Plan, *, scale: float, scores: Scores | None = None
+) -> RowStatistics:
     """Sums, entropies and norms of the rows of A in one pass.
 
     With t_ij = s_ij - max_k s_ik and z_i = sum of exp(t_ij) but for the largest, the entropy is
@@ -150,7 +165,8 @@ def row_statistics(query: Tensor, key: Tensor, plan: Plan, *, scale: float) -> R
         query: as for `product`; float64 where more than six digits matter.
         key: as for `product`.
         plan: as for `product`.
-        scale: of the logits.
+        scale: as for `product`.
+        scores: as for `product`.
 
     Returns:
         The statistics, with the leading axes of the factors.
@@ -160,14 +176,14 @@ def row_statistics(query: Tensor, key: Tensor, plan: Plan, *, scale: float) -> R
         ValueError: as `product`.
     """
     _check(query, key, plan)
-    queries, keys = _matrices(query), _matrices(key)
-    count, rows, columns = len(queries), query.shape[-2], key.shape[-2]
+    matrices = _Matrices(query, key, scale, scores)
+    count, rows, columns = len(matrices.query), query.shape[-2], key.shape[-2]
     found = {name: query.new_full((count, rows), torch.nan) for name in _ROW_NUMBERS}
     sums = query.new_zeros(count, columns + 1)  # of the columns, and in the last place of all squares
 
     def measure(index: int, run: Run) -> Tensor:
         numbers = {name: values[index] for name, values in found.items()}
-        return _measure(_alone(queries[index]), _alone(keys[index]), run, scale, numbers)
+        return _measure(matrices[index], run, numbers)
 
     _sum_runs(measure, plan, sums)
     shape = query.shape[:-2]
@@ -204,28 +220,55 @@ def _check(query: Tensor, key: Tensor, plan: Plan, probes: Tensor | None = None,
 
 
 def _multiply(
-    query: Tensor, key: Tensor, probes: Tensor, plan: Plan, scale: float, *, forward: bool, adjoint: bool
-) -> tuple[Tensor, Tensor]:
+    query: Tensor, key: Tensor, probes: Tensor, plan: Plan, scale: float, scores: Scores | None,
+    *, forward: bool, adjoint: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """A X if `forward`, and A^T of it, or of the probes themselves, if `adjoint`; what is not asked for is empty."""
     _check(query, key, plan, probes, forward=forward)
-    queries, keys, given = _matrices(query), _matrices(key), _matrices(probes).mT.contiguous()
-    count, width, rows, columns = len(queries), given.shape[1], query.shape[-2], key.shape[-2]
+    matrices, given = _Matrices(query, key, scale, scores), _flat(probes).mT.contiguous()
+    count, width, rows, columns = len(given), given.shape[1], query.shape[-2], key.shape[-2]
     mixed = query.new_empty(count, width if forward else 0, rows)
     sums = query.new_zeros(count, width if adjoint else 0, columns)
 
     def sweep(index: int, run: Run) -> Tensor:
         target = mixed[index] if forward else None
-        return _sweep(
-            _alone(queries[index]), _alone(keys[index]), _alone(given[index]), run, scale, target, sums.shape[1]
-        )
+        return _sweep(matrices[index], _alone(given[index]), run, target, sums.shape[1])
 
     _sum_runs(sweep, plan, sums)
     shape = query.shape[:-2]
     return mixed.mT.reshape(*shape, rows, mixed.shape[1]), sums.mT.reshape(*shape, columns, sums.shape[1])
 
 
-def _matrices(factor: Tensor) -> Tensor:
-    """One leading axis, and no gradients."""
+class _Attention(NamedTuple):
+    """One matrix, not formed."""
+
+    query: Tensor
+    """"query feature"."""
+    key: Tensor
+    """"key feature"."""
+    scale: float
+    """Of their products."""
+    scores: Scores | None
+    """What else there is."""
+
+
+class _Matrices:
+    """All of them, along one leading axis and without gradients."""
+
+    def __init__(self, query: Tensor, key: Tensor, scale: float, scores: Scores | None) -> None:
+        self.query, self.key = _flat(query), _flat(key)
+        self._scale, self._leading = scale, query.shape[:-2]
+        self._scores = scores.expanded(self._leading, query.shape[-2], key.shape[-2]) if scores else None
+
+    def __getitem__(self, index: int) -> _Attention:
+        scores = self._scores
+        if scores is not None:
+            for place in np.unravel_index(index, self._leading):  # a dense bias that broadcasts is not copied
+                scores = scores[int(place)]
+        return _Attention(_alone(self.query[index]), _alone(self.key[index]), self._scale, scores)
+
+
+def _flat(factor: Tensor) -> Tensor:
     return rearrange(factor.detach(), "... position feature -> (...) position feature")
 
 
@@ -236,13 +279,12 @@ def _alone(matrix: Tensor) -> Tensor:
     return matrix.clone(memory_format=torch.contiguous_format)
 
 
-def _sweep(
-    query: Tensor, key: Tensor, given: Tensor, run: Run, scale: float, mixed: Tensor | None, width: int
-) -> Tensor:
+def _sweep(matrix: _Attention, given: Tensor, run: Run, mixed: Tensor | None, width: int) -> Tensor:
     """What the rows of a run give: X^T A^T in `mixed` "probe query", and a sum "probe key" of `width` probes returned."""
-    total = given.new_zeros(width, len(key))
-    for block, logits in _logit_blocks(query, key, run, scale):
-        attention = _softmax(logits, block)
+    total = given.new_zeros(width, len(matrix.key))
+    sink = None if matrix.scores is None else matrix.scores.sink
+    for block, logits in _logit_blocks(matrix, run):
+        attention = _softmax(logits, block, sink)
         columns = slice(*block.columns)
         rows = slice(*block.rows)
         if mixed is None:
@@ -255,18 +297,23 @@ def _sweep(
     return total
 
 
-def _logit_blocks(query: Tensor, key: Tensor, run: Run, scale: float) -> Iterator[tuple[FusedCall, Tensor]]:
+def _logit_blocks(matrix: _Attention, run: Run) -> Iterator[tuple[FusedCall, Tensor]]:
     """Each block with its logits "row column" before the mask, in memory that the next one takes over."""
+    query, key, scale, scores = matrix
     memory = query.new_empty(max(_pairs(block) for block in run))
     for block in run:
         rows, columns = query[slice(*block.rows)], key[slice(*block.columns)]
         logits = memory[: _pairs(block)].view(len(rows), len(columns))
-        yield block, torch.addmm(logits, rows, columns.mT, beta=0, alpha=scale, out=logits)
+        torch.addmm(logits, rows, columns.mT, beta=0, alpha=scale, out=logits)
+        yield block, logits if scores is None else scores.apply_(logits, block.rows, block.columns, len(query))
 
 
 def _hide(entries: Tensor, block: FusedCall, value: float) -> None:
-    """Write a value wherever a row of the block does not see a column: in a triangle beside its diagonal."""
+    """Write a value wherever a row of the block does not see a column: in a triangle beside its diagonal, or in two."""
     if block.sees == "all":
+        return
+    if block.sees == "band":
+        _hide_beside_band(entries, block, value)
         return
     rows = len(entries)
     square = torch.ones(rows, rows, dtype=torch.bool, device=entries.device)
@@ -276,9 +323,20 @@ def _hide(entries: Tensor, block: FusedCall, value: float) -> None:
         entries[:, :rows].masked_fill_(square.tril_(-1), value)
 
 
-def _softmax(logits: Tensor, block: FusedCall) -> Tensor:
+def _hide_beside_band(entries: Tensor, block: FusedCall, value: float) -> None:
+    """Hide what lies too far behind, lower left, and too far ahead, upper right."""
+    rows, place = len(entries), block.rows[0] - block.columns[0]  # of the first row's own column
+    early, late = entries[:, :rows], entries[:, place + block.ahead + 1 :]
+    ones = torch.ones(rows, rows, dtype=torch.bool, device=entries.device)
+    early.masked_fill_(ones[:, : early.shape[1]].tril(place - block.behind - 1), value)
+    late.masked_fill_(ones[:, : late.shape[1]].triu(), value)
+
+
+def _softmax(logits: Tensor, block: FusedCall, sink: Tensor | None) -> Tensor:
     """Rows of A, in place of their logits; zeros where all visible logits are -inf."""
     _hide(logits, block, -torch.inf)
+    if sink is not None:
+        return softmax_with_sink(logits, sink)
     blind = logits.amax(dim=-1, keepdim=True) == -torch.inf
     attention = torch.softmax(logits, dim=-1, out=logits)
     return attention.masked_fill_(blind, 0.0) if bool(blind.any()) else attention
@@ -289,18 +347,24 @@ def _softmax(logits: Tensor, block: FusedCall) -> Tensor:
 _ROW_NUMBERS: Final = ("log_sum_exp", "entropy", "diagonal", "previous", "diagonal_logit", "logit_squares")
 
 
-def _measure(query: Tensor, key: Tensor, run: Run, scale: float, numbers: dict[str, Tensor]) -> Tensor:
+def _measure(matrix: _Attention, run: Run, numbers: dict[str, Tensor]) -> Tensor:
     """Fill in the numbers of a run's rows; returns what they add to the column sums and to the sum of squares."""
+    query, key = matrix.query, matrix.key
     total = query.new_zeros(len(key) + 1)
     spare = query.new_empty(max(_pairs(block) for block in run))
-    for block, logits in _logit_blocks(query, key, run, scale):
+    sink = None if matrix.scores is None else matrix.scores.sink
+    for block, logits in _logit_blocks(matrix, run):
         rows = slice(*block.rows)
         memory = spare[: _pairs(block)].view_as(logits)
         numbers["logit_squares"][rows] = _logit_squares(logits, block, memory)
         _hide(logits, block, -torch.inf)
         if len(query) == len(key):
             numbers["diagonal_logit"][rows] = _diagonal(logits, block, 0, -torch.inf)
-        weights, normalizer = _exponentials(logits, numbers["log_sum_exp"][rows], numbers["entropy"][rows], memory)
+        targets = numbers["log_sum_exp"][rows], numbers["entropy"][rows]
+        if sink is None:
+            weights, normalizer = _exponentials(logits, *targets, memory)
+        else:
+            weights, normalizer = _exponentials_with_sink(logits, sink.to(logits), *targets, memory)
         if len(query) == len(key):
             numbers["diagonal"][rows] = _diagonal(weights, block, 0, 0.0) / normalizer
             numbers["previous"][rows] = _diagonal(weights, block, 1, 0.0) / normalizer
@@ -335,6 +399,31 @@ def _exponentials(logits: Tensor, log_sum_exp: Tensor, entropy: Tensor, memory: 
     return weights.scatter_(1, place, 1.0), normalizer
 
 
+def _exponentials_with_sink(
+    logits: Tensor, sink: Tensor, log_sum_exp: Tensor, entropy: Tensor, memory: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same with a sink z among what is summed: exp(s_ij - max) with max over keys and sink.
+
+    With W the sum over visible keys and Z = W + exp(z - max), their entropy is (W log Z - sum_j t_j exp(t_j)) / Z.
+    """
+    greatest, place = logits.max(dim=-1, keepdim=True)
+    largest = torch.maximum(greatest, sink)
+    largest = largest.masked_fill(largest == torch.inf, torch.nan)
+    blind = largest == -torch.inf
+    shift = largest.masked_fill(blind, 0.0)
+    logits.sub_(shift)
+    first, drain = (greatest - shift).exp_()[:, 0], (sink - shift).exp_()[:, 0]  # one of them is 1, but in a blind row
+    weights = torch.exp(logits, out=memory).scatter_(1, place, 0.0)
+    seen = weights.sum(dim=-1)
+    others = seen + torch.minimum(first, drain)
+    normalizer = (1 + others).masked_fill_(blind[:, 0], torch.inf)
+    log_sum_exp.copy_(largest[:, 0] + others.log1p())
+    weights.scatter_(1, place, first[:, None])
+    spread = logits.clamp_(min=NEGLIGIBLE).mul_(weights).sum(dim=-1)
+    entropy.copy_(((seen + first) * others.log1p() - spread) / normalizer)
+    return weights, normalizer
+
+
 def _diagonal(entries: Tensor, block: FusedCall, behind: int, unseen: float) -> Tensor:
     """Entry (i, i - behind) for every row i of the block."""
     found = entries.new_full((len(entries),), unseen)
@@ -351,7 +440,7 @@ def _diagonal(entries: Tensor, block: FusedCall, behind: int, unseen: float) -> 
 def _runs(plan: Plan, device: torch.device) -> list[Run]:
     """Blocks of rows in consecutive runs of about equal work; they depend on the plan and the kind of device alone."""
     size = CPU_BLOCK_ROWS if device.type == "cpu" else CUDA_BLOCK_ROWS
-    blocks = [block for call in plan for block in _blocks(call, size)]
+    blocks = [block for call in plan for block in call.blocks(size)]
     target = max(RUN_PAIRS, sum(map(_pairs, blocks)) / RUNS)
     runs: list[list[FusedCall]] = [[]]
     filled = 0
@@ -364,15 +453,6 @@ def _runs(plan: Plan, device: torch.device) -> list[Run]:
     return [tuple(run) for run in runs]
 
 
-def _blocks(call: FusedCall, size: int) -> Iterator[FusedCall]:
-    """The call in blocks of `size` rows, each over the columns that its rows see."""
-    for start in range(*call.rows, size):
-        stop = min(start + size, call.rows[1])
-        first = start if call.sees == "future" else call.columns[0]
-        last = stop if call.sees == "past" else call.columns[1]
-        yield FusedCall((start, stop), (first, last), call.sees)
-
-
 def _pairs(block: FusedCall) -> int:
     return (block.rows[1] - block.rows[0]) * (block.columns[1] - block.columns[0])
 
@@ -380,8 +460,14 @@ def _pairs(block: FusedCall) -> int:
 def _visible(call: FusedCall) -> Tensor:
     """How many columns each row sees, "row", int64."""
     positions = torch.arange(*call.rows)
-    first = positions if call.sees == "future" else torch.full_like(positions, call.columns[0])
-    last = positions + 1 if call.sees == "past" else torch.full_like(positions, call.columns[1])
+    first, last = (torch.full_like(positions, column) for column in call.columns)
+    if call.sees == "band":
+        first = torch.maximum(first, positions - call.behind)
+        last = torch.minimum(last, positions + call.ahead + 1)
+    elif call.sees == "future":
+        first = positions
+    elif call.sees == "past":
+        last = positions + 1
     return last - first
 
 

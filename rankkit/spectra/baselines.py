@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rankkit.errors import ConfigurationError
+from rankkit.masks import Padded
 from rankkit.operators import AttentionOperator, DenseOperator
 
 __all__ = [
@@ -158,10 +159,11 @@ def logits(operator: AttentionOperator, /) -> DenseOperator:
         operator: its logits are formed in float64, all at once: pass a part of a large batch.
     """
     matrix = operator.logits()
-    length = operator.mask.visible_length(operator.rows)
-    if length < operator.rows:
-        matrix[..., length:, :] = 0
-        matrix[..., length:] = 0
+    if isinstance(operator.mask, Padded):
+        inside = operator.mask.visible_positions(operator.rows)
+        for padding in (slice(inside.start), slice(inside.stop, None)):
+            matrix[..., padding, :] = 0
+            matrix[..., padding] = 0
     return DenseOperator(matrix=matrix, labels=operator.labels)
 
 

@@ -88,7 +88,7 @@ def _determinants(operator: AttentionOperator, eta: Tensor) -> tuple[LogAbsDet, 
     n, shape = operator.rows, operator.batch_shape
     if isinstance(operator.mask, Padded) and operator.mask.length == n:
         operator = operator.with_mask(operator.mask.mask)  # nothing is padding
-    if operator.columns != n or operator.mask.visible_length(n) < n:
+    if operator.columns != n or len(operator.mask.visible_positions(n)) < n:
         numbers = (math.nan, math.nan) if operator.columns != n else (-math.inf, 0.0)
         return LogAbsDet(*(torch.full(shape, number, dtype=torch.float64) for number in numbers)), eta
     share, rounding = eta.reshape(-1), _rounding(operator)

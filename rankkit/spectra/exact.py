@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import torch
@@ -180,8 +180,9 @@ def _formed(part: Operator, measures: Sequence[Measure], found: _Found) -> Tenso
     if isinstance(part, AttentionOperator):
         allowed, logits = part.allowed(), _logits(part)
         squares = _logit_squares(logits, allowed) if any(measure.needs == "logits" for measure in measures) else None
-        matrix = masked_softmax(logits, allowed)
-        _assert_rows_sum_to_one(matrix)
+        matrix = masked_softmax(logits, allowed, part.sink)
+        if "rows_sum_to_one" in part.structure:
+            _assert_rows_sum_to_one(matrix)
         if any(measure.name in _BY_ROWS for measure in measures):
             found.take(row_measures(_row_statistics(matrix, allowed, squares), found.eta.to(matrix.device)))
     else:
@@ -233,18 +234,15 @@ def _assert_rows_sum_to_one(attention: Tensor) -> None:
 
 
 def _logits(part: AttentionOperator) -> Tensor:
-    """Scaled products "matrix query key" in float64, each by itself from memory of its own.
+    """What enters the softmax, "matrix query key", in float64, each by itself from memory of its own.
 
     The last bits of a product depend on its place in a batch and in memory, and a Gram matrix magnifies them.
     """
     logits = torch.empty(*part.batch_shape, part.rows, part.columns, dtype=torch.float64, device=part.device)
-    for product, query, key in zip(logits, part.query, part.key, strict=True):
-        product[:] = AttentionOperator(
-            query=query.to(torch.float64, copy=True),
-            key=key.to(torch.float64, copy=True),
-            mask=part.mask,
-            scale=part.scale,
-        ).logits()
+    for index, product in enumerate(logits):
+        query, key = (factor[index].to(torch.float64, copy=True) for factor in (part.query, part.key))
+        scores = part.scores[index]
+        product[:] = replace(part, query=query, key=key, bias=scores.bias, sink=scores.sink).logits()
     return logits
 
 

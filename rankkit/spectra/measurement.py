@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from rankkit.errors import ConfigurationError
+from rankkit.masks import Padded
 from rankkit.operators import AttentionOperator, DenseOperator, Operator, SumOperator
 from rankkit.spectra.exact import DEFAULT_MEMORY_BUDGET, ExactMethod, copies, exact_spectrum
 from rankkit.spectra.measures import DEFAULT_MEASURES, MEASURES, Measure
@@ -167,12 +168,12 @@ def _marked(operator: Operator) -> Operator:
 
 def _without_padding(operator: AttentionOperator) -> tuple[Tensor, Tensor]:
     """Query and key with zeros for padding."""
-    padding = operator.rows - operator.mask.visible_length(operator.rows)
-    if padding == 0:
+    if not isinstance(operator.mask, Padded):
         return operator.query, operator.key
+    inside = operator.mask.visible_positions(operator.rows)
+    padding = (0, 0, inside.start, operator.rows - inside.stop)
     query, key = (
-        F.pad(factor[..., : factor.shape[-2] - padding, :], (0, 0, 0, padding))
-        for factor in (operator.query, operator.key)
+        F.pad(factor[..., inside.start : inside.stop, :], padding) for factor in (operator.query, operator.key)
     )
     return query, key
 
