@@ -73,3 +73,11 @@ def test_readme_shows_commands_snippets_and_pictures_that_exist() -> None:
         assert (Path(__file__).parent.parent / picture).stat().st_size > 1000
     for target in re.findall(r"\]\(([A-Za-z/]+\.md)\)", README):
         assert (Path(__file__).parent.parent / target).is_file()
+
+
+def test_the_figure_from_the_file_is_the_snippet_of_the_format_page() -> None:
+    """Which a test of the page compares with the figure's own numbers."""
+    page = (Path(__file__).parent.parent / "rankkit" / "store" / "README.md").read_text(encoding="utf-8")
+    (snippet,) = [found for found in SNIPPETS if found.startswith("import h5py")]
+    assert f"```python\n{snippet}```" in page
+    assert len(snippet.splitlines()) <= 11
