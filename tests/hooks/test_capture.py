@@ -247,9 +247,9 @@ def test_heads_that_are_not_there_are_refused(heads: list[int]) -> None:
     assert hooks_of(model) == 0
 
 
-def test_other_models_are_refused() -> None:
-    with pytest.raises(CaptureError, match=r"model must be a rankkit Transformer, got Linear without fused attention"), \
-            capture(nn.Linear(2, 2)):  # fmt: skip
+def test_a_mode_of_other_models_is_refused() -> None:
+    with pytest.raises(CaptureError, match=r"mode must be auto for a rankkit Transformer, got 'torch'\. Leave it out"), \
+            capture(model_of(), mode="torch"):  # fmt: skip
         pass
 
 
