@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from itertools import product
@@ -18,14 +19,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from measured_run import FAST, FEW
 from merging import WHOLE, Piece, boxes
+from numpy.typing import NDArray
 from small_run import run_config, trained_run
 from store.spectra_file import CREATED, HOST, edited
 from tiny import CPU
 
 from rankkit.axes import REGIONS, SPECTRUM_AXES
 from rankkit.errors import ConfigurationError, MatchError, OutputExistsError, SpectrumFileError
-from rankkit.store import describe, read_root, verify
-from rankkit.studies import MeasureConfig, Run, measure_run, merge_match, merge_parts
+from rankkit.store import Root, describe, read_root, schema, verify
+from rankkit.store.contents import GroupContents
+from rankkit.studies import MeasureConfig, Run, measure_run, merge_groups, merge_match, merge_parts
 from rankkit.studies.measure_plan import MeasurementInterruptedError
 from rankkit.studies.merge import Merged, MergeProgress, merge
 
@@ -83,19 +86,18 @@ def assert_pieces_equal_whole(run: Run, folder: Path, common: Mapping[str, Any],
 def test_a_run_measured_in_pieces_merges_into_the_bytes_of_one_measurement(
     run: Run, unverified: None, tmp_path: Path
 ) -> None:
-    """Seeds, shards of samples, layers, heads and regions, with everything that a measurement can add."""
+    """Seeds, shards of samples and regions, with all that a measurement can add; layers and heads are parted below."""
     common: dict[str, Any] = {
-        "sequence_length": 16, "samples": 10, "baselines": ("init",), "layer_output": True, "keep_qk": True,
-        "keep_attention": True, "regions": REGIONS[:2], "measures": (*FEW, "log10_smallest_singular_value"),
+        "sequence_length": 12, "samples": 10, "layers": (1,), "heads": (0, 2), "baselines": ("init",),
+        "layer_output": True, "keep_qk": True, "keep_attention": True, "regions": REGIONS[:2],
+        "measures": ("effective_rank", "log10_smallest_singular_value"),
     }  # fmt: skip
     second = {"seeds": (1,), "shard": (0, 2)}
     assert_pieces_equal_whole(run, tmp_path, common, [
-        {"seeds": (0,), "heads": (0, 2)},
-        {"seeds": (0,), "heads": (1,)},
+        {"seeds": (0,)},
         {"seeds": (1,), "shard": (1, 2)},
-        {**second, "layers": (1,)},
-        {**second, "layers": (0,), "regions": REGIONS[:1]},
-        {**second, "layers": (0,), "regions": REGIONS[1:2]},
+        {**second, "regions": REGIONS[:1]},
+        {**second, "regions": REGIONS[1:2]},
     ])  # fmt: skip
 
 
@@ -123,13 +125,13 @@ def test_functional_ranks_of_seeds_merge(run: Run, unverified: None, tmp_path: P
 @st.composite
 def cuts(draw: st.DrawFn) -> list[tuple[int, str, frozenset[Any]]]:
     found = []
-    for _ in range(draw(st.integers(0, 4))):
+    for _ in range(draw(st.integers(0, 3))):
         axis = draw(st.sampled_from(SPECTRUM_AXES))
         found.append((draw(st.integers(0, 9)), axis, draw(st.frozensets(st.sampled_from(WHOLE[axis]), min_size=1))))
     return found
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cuts=cuts(), apart=st.booleans(), extras=st.booleans(), order=st.randoms(use_true_random=False))
 def test_any_parts_merge_into_the_bytes_of_the_whole(
     cuts: list[tuple[int, str, frozenset[Any]]], apart: bool, extras: bool, order: Any, tmp_path: Path, unverified: None
@@ -137,22 +139,57 @@ def test_any_parts_merge_into_the_bytes_of_the_whole(
     """Parts along any axes, arms in one file or in files of their own, files in any order."""
     folder = tmp_path / "example"
     folder.mkdir()
-    whole = Piece(labels=WHOLE, names=("effective_rank",), outputs=extras, kept=extras)
+    labels = {**WHOLE, "step": (12,), "layer": (0,)}
+    whole = Piece(labels=labels, names=("effective_rank",), outputs=extras, kept=extras)
     arms = [("gpt",), ("unilm",)] if apart else [whole.arms]
-    pieces = [replace(whole, labels=labels, arms=some) for labels, some in product(boxes(WHOLE, cuts), arms)]
+    pieces = [replace(whole, labels=box, arms=some) for box, some in product(boxes(labels, cuts), arms)]
     paths = write_all(pieces, folder)
     order.shuffle(paths)
     found = merged(paths, folder / "merged.h5")
     assert same_bytes(folder / "merged.h5", whole.write(folder / "whole.h5"))
     assert found.compared == ("gpt", "unilm")
-    assert found.groups == {arm: dict(WHOLE) for arm in whole.arms}
+    assert found.groups == {arm: dict(labels) for arm in whole.arms}
     assert found.files == tuple(sorted(paths))
     shutil.rmtree(folder)
 
 
-def test_baselines_merge_beside_their_arm(tmp_path: Path) -> None:
+@settings(max_examples=25, deadline=None)
+@given(cuts=cuts(), wanted=st.fixed_dictionaries(
+    {axis: st.lists(st.sampled_from(WHOLE[axis]), min_size=1, unique=True).map(tuple) for axis in SPECTRUM_AXES}
+))  # fmt: skip
+def test_cells_are_found_wherever_the_parts_hold_them(
+    cuts: list[tuple[int, str, frozenset[Any]]], wanted: Mapping[str, tuple[Any, ...]]
+) -> None:
+    """Labels in any order, of parts cut along any axes."""
+    numbers = np.arange(math.prod(map(len, WHOLE.values())), dtype=np.int32).reshape(
+        [len(WHOLE[a]) for a in SPECTRUM_AXES]
+    )
+
+    def of(labels: Mapping[str, tuple[Any, ...]]) -> NDArray[np.int32]:
+        return numbers[np.ix_(*([WHOLE[axis].index(x) for x in labels[axis]] for axis in SPECTRUM_AXES))]
+
+    with h5py.File.in_memory() as file:
+        parts = []
+        for number, labels in enumerate(boxes(WHOLE, cuts)):
+            group = file.create_group(str(number))
+            group["resolved"] = of(labels)
+            parts.append(part_of(labels, group))
+        (variable,) = (v for v in schema.GROUP_VARIABLES if v.name == "resolved")
+        assert np.array_equal(merge_parts.assembled(parts, variable, wanted), of(wanted))
+
+
+def part_of(labels: Mapping[str, tuple[Any, ...]], group: Any = None) -> merge_parts.Part:
+    """A part that is nothing but its labels, and perhaps numbers."""
+    places = {axis: {x: place for place, x in enumerate(labels[axis])} for axis in SPECTRUM_AXES}
+    contents = GroupContents(measures={})
+    return merge_parts.Part(
+        path=Path(), name="gpt", group=group, places=places, attributes={}, contents=contents, arrays={}
+    )
+
+
+def test_baselines_merge_beside_their_arm(unverified: None, tmp_path: Path) -> None:
     whole = Piece(labels=SMALL, arms=("gpt",), names=("effective_rank",), baselines=("uniform", "init"))
-    cuts = [(0, axis, frozenset(SMALL[axis][:1])) for axis in ("seed", "region", "sequence", "layer", "head")]
+    cuts = [(0, axis, frozenset(SMALL[axis][:1])) for axis in ("seed", "sequence", "head")]
     merged(write_all([replace(whole, labels=box) for box in boxes(SMALL, cuts)], tmp_path), tmp_path / "merged.h5")
     assert same_bytes(tmp_path / "merged.h5", whole.write(tmp_path / "whole.h5"))
 
@@ -167,7 +204,7 @@ def test_a_merge_of_merges_is_the_merge_of_all(unverified: None, tmp_path: Path)
 
 
 def test_a_single_file_merges_into_itself(tmp_path: Path) -> None:
-    whole = Piece(labels=SMALL, baselines=("init",), outputs=True, kept=True, functional=True)
+    whole = replace(ONE.of(step=(4, 12)), arms=("gpt", "unilm"), outputs=True, kept=True, functional=True)
     path = whole.write(tmp_path / "whole.h5")
     merged([path], tmp_path / "merged.h5")
     assert same_bytes(tmp_path / "merged.h5", path)
@@ -176,55 +213,40 @@ def test_a_single_file_merges_into_itself(tmp_path: Path) -> None:
 # What a merged file says of where it comes from.
 
 
-def test_facts_of_different_machines_are_joined_and_equal_ones_kept(unverified: None, tmp_path: Path) -> None:
-    hosts = [HOST | {"cpu": "B", "threads": 2}, HOST | {"cpu": "A", "threads": 16, "platform": "Linux"}]
-    first, second = (
-        replace(ONE.of(seed=(seed,)), root={"attributes": host}).write(tmp_path / f"{seed}.h5")
-        for seed, host in enumerate(hosts)
-    )
-    merged([second, first], tmp_path / "merged.h5")
-    attributes = read_root(tmp_path / "merged.h5").attributes
-    assert (attributes["cpu"], attributes["threads"], attributes["platform"]) == ("A; B", "16; 2", "Linux")
-    assert attributes["kernel"] == "sdpa"
-    assert "measured_with_rankkit" not in attributes
-    third = replace(ONE.of(seed=(5,)), root={"attributes": HOST | {"cpu": "B"}}).write(tmp_path / "5.h5")
-    merged([tmp_path / "merged.h5", third], tmp_path / "again.h5")
-    assert read_root(tmp_path / "again.h5").attributes["cpu"] == "A; B"
-
-
-def test_another_version_that_measured_a_part_is_recorded(unverified: None, tmp_path: Path) -> None:
-    paths = write_all([ONE.of(seed=(seed,)) for seed in (0, 1)], tmp_path)
-    edited(paths[0], lambda file: file.attrs.modify("rankkit_version", "0.0.9"))
-    merged(paths, tmp_path / "merged.h5")
-    root = read_root(tmp_path / "merged.h5").attributes
-    assert root["measured_with_rankkit"] == f"0.0.9; {root['rankkit_version']}"
-    third = ONE.of(seed=(5,)).write(tmp_path / "5.h5")
-    merged([tmp_path / "merged.h5", third], tmp_path / "again.h5")
-    assert read_root(tmp_path / "again.h5").attributes["measured_with_rankkit"] == root["measured_with_rankkit"]
-
-
-def test_the_command_is_that_of_the_merge_above_those_of_the_files(unverified: None, tmp_path: Path) -> None:
-    paths = [
-        replace(ONE.of(seed=(seed,)), root={"command": f"rankkit spectrum it --seeds {seed}"}).write(
-            tmp_path / f"{seed} a.h5"
-        )
-        for seed in (1, 0)
-    ]
-    merge(paths, tmp_path / "merged.h5")
-    assert read_root(tmp_path / "merged.h5").command.split("\n") == [
-        f"rankkit merge '{tmp_path}/0 a.h5' '{tmp_path}/1 a.h5' --out {tmp_path}/merged.h5",
-        "rankkit spectrum it --seeds 0",
-        "rankkit spectrum it --seeds 1",
+def test_a_merged_file_names_its_arms_its_machines_and_its_commands(unverified: None, tmp_path: Path) -> None:
+    for arm, changes in (("unilm", {"cpu": "B"}), ("gpt", {"cpu": "A", "platform": "Linux"})):
+        root = {"title": f"Attention spectra of {arm}", "attributes": HOST | changes, "command": f"rankkit of {arm}"}
+        replace(ONE, arms=(arm,), root=root).write(tmp_path / f"{arm} a.h5")
+    merge(sorted(tmp_path.iterdir(), reverse=True), tmp_path / "merged.h5")
+    root = read_root(tmp_path / "merged.h5")
+    assert root.attributes["title"] == "Attention spectra of gpt and unilm"
+    assert [root.attributes[name] for name in ("cpu", "platform", "kernel", "threads")] == ["A; B", "Linux", "sdpa", 2]
+    assert root.command.split("\n") == [
+        f"rankkit merge '{tmp_path}/gpt a.h5' '{tmp_path}/unilm a.h5' --out {tmp_path}/merged.h5",
+        "rankkit of gpt",
+        "rankkit of unilm",
     ]
 
 
-def test_the_title_of_arms_from_different_files_names_them(unverified: None, tmp_path: Path) -> None:
-    paths = [
-        replace(ONE, arms=(arm,), root={"title": f"Attention spectra of {arm}"}).write(tmp_path / f"{arm}.h5")
-        for arm in ("unilm", "gpt")
-    ]
-    merged(paths, tmp_path / "merged.h5")
-    assert read_root(tmp_path / "merged.h5").attributes["title"] == "Attention spectra of gpt and unilm"
+def study(**attributes: Any) -> merge_parts.StudyFile:
+    """A file that is nothing but its attributes."""
+    given = {"title": "t", "rankkit_version": "1.0"} | attributes
+    root = Root(attributes=given, configuration="", certificate="", command="")
+    return merge_parts.StudyFile(path=Path(), root=root, parts={}, functional={}, compared=())
+
+
+def test_facts_of_machines_are_kept_where_equal_and_else_joined_each_once() -> None:
+    files = [study(cpu="B", threads=16, zip=1), study(cpu="A", threads=2, zip=1), study(cpu="B", threads=2)]
+    once = merge_match.root_attributes(files, "1.0")
+    assert once == {"cpu": "A; B", "threads": "16; 2", "zip": 1}
+    assert merge_match.root_attributes([study(**once), study(cpu="C", threads=2)], "1.0")["cpu"] == "A; B; C"
+
+
+def test_a_version_that_is_not_this_one_is_recorded() -> None:
+    other = merge_match.root_attributes([study(rankkit_version="0.9"), study()], "1.0")
+    assert other == {"measured_with_rankkit": "0.9; 1.0"}
+    assert merge_match.root_attributes([study(**other), study()], "1.0") == other
+    assert merge_match.root_attributes([study()], "1.1") == {"measured_with_rankkit": "1.0"}
 
 
 def test_files_with_one_mask_or_one_arm_have_no_comparison(unverified: None, tmp_path: Path) -> None:
@@ -237,63 +259,98 @@ def test_files_with_one_mask_or_one_arm_have_no_comparison(unverified: None, tmp
 
 # Refused.
 
-FIRST, SECOND = {**SMALL, "seed": (0,)}, {**SMALL, "seed": (3,)}
-
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two files of one study; copy them to change them."""
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[merge_parts.StudyFile, merge_parts.StudyFile]]:
+    """Two files of one study, open."""
     folder = tmp_path_factory.mktemp("pair")
-    one, other = write_all([Piece(labels=labels, arms=("gpt",)) for labels in (FIRST, SECOND)], folder)
-    return one, other
+    paths = write_all([Piece(labels=SMALL, arms=("gpt",)).of(seed=(seed,)) for seed in (0, 3)], folder)
+    with merge_parts.study_file(paths[0]) as one, merge_parts.study_file(paths[1]) as other:
+        yield one, other
 
 
-def attribute(where: str, name: str, value: object) -> Callable[[h5py.File], None]:
-    return lambda file: file[where].attrs.__setitem__(name, value)
+Change = Callable[[merge_parts.Part], merge_parts.Part]
 
 
-def entry(where: str, value: object, place: object = 0) -> Callable[[h5py.File], None]:
-    return lambda file: file[where].__setitem__(place, value)
+def attribute(name: str, value: Any) -> Change:
+    return lambda part: replace(part, attributes={**part.attributes, name: value})
 
 
-@pytest.mark.parametrize(("edit", "message"), [
-    (entry("configuration", "seed = 0\n# kleiner\n", ()),
-     r"01.h5: configuration must be that of .*00.h5, got '# kleiner' instead of '# größer' in line 2"),
-    (entry("configuration", "seed = 0", ()), "got '' instead of '# größer' in line 2. Merge files that were measured from"),
-    (entry("certificate", "{}", ()), "certificate must be that of .* measure its parts when it is whole"),
-    (attribute("/", "precision", "bfloat16"), "precision must be absent as in .*, got 'bfloat16'"),
-    (entry("gpt/tokens", 8), "gpt: tokens of sequence 0, key 0 must be 0 as in .*00.h5, got 8. Merge files of one study"),
-    (entry("gpt/prefix_length", 3), "gpt: prefix_length of sequence 0 must be 4 as in .*, got 3"),
-    (entry("gpt/document", 8), "gpt: document of sequence 0 must be 0 as in .*, got 8"),
-    (lambda file: file["gpt"].pop("document"), "gpt: document must be 'given' as in .*, got nothing"),
-    (entry("gpt/valid_row", 0, (1, 2)), "valid_row of sequence 1, query 2 must be 1 as in .*, got 0"),
-    (entry("gpt/untrained", 1, (0, 1)), "untrained of region full, layer 2 must be 0 as in .*, got 1"),
-    (entry("gpt/rows", 3, (1, 0)), "rows of region prefix_block, sequence 0 must be 4 as in .*, got 3"),
-    (attribute("gpt", "mask", "prefix"), "gpt: mask must be 'causal' as in .*, got 'prefix'"),
-    (attribute("gpt", "objective", "full"), "gpt: objective must be 'suffix' as in"),
-    (attribute("gpt", "kind", "cross"), "gpt: kind must be 'self' as in"),
-    (attribute("gpt", "rows_sum_to_one", 0), "gpt: rows_sum_to_one must be 1 as in .*, got 0"),
-    (attribute("gpt", "bos", "one"), "gpt: bos must be 'none' as in .*, got 'one'"),
-    (attribute("gpt", "more", "x" * 99), "gpt: more must be absent as in .*, got 'x{79}[.][.][.]"),
-    (attribute("gpt/stable_rank", "definition", "\x1b[2J"), r"definition of stable_rank must be .*, got '\\x1b\[2J'"),
-    (lambda file: file["gpt"].pop("attention_entropy_error"), "measures with errors must be 'attention_entropy, effective"),
-    (lambda file: file["gpt"].pop("attention_entropy"), "gpt: measures must be 'attention_entropy, effective_rank, "),
-    (attribute("gpt", "method_rule", "full: exact (asked for); prefix_block: gram (asked for)"),
+def entry(name: str, value: int, place: Any = 0) -> Change:
+    def change(part: merge_parts.Part) -> merge_parts.Part:
+        array = part.arrays[name].copy()
+        array[place] = value
+        return replace(part, arrays={**part.arrays, name: array})
+
+    return change
+
+
+def contents(**changes: Any) -> Change:
+    return lambda part: replace(part, contents=replace(part.contents, **changes))
+
+
+def described(name: str, **texts: str) -> Change:
+    return lambda part: contents(
+        measures={**part.contents.measures, name: replace(part.contents.measures[name], **texts)}
+    )(part)
+
+
+def without_document(part: merge_parts.Part) -> merge_parts.Part:
+    return replace(part, arrays={name: array for name, array in part.arrays.items() if name != "document"})
+
+
+def with_outputs(part: merge_parts.Part) -> merge_parts.Part:
+    return replace(part, places={**part.places, "output_component": {place: place for place in range(4)}})
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (entry("tokens", 8), "01.h5: gpt: tokens of sequence 0, key 0 must be 0 as in .*00.h5, got 8. Merge files of one study"),
+    (entry("prefix_length", 3), "gpt: prefix_length of sequence 0 must be 4 as in .*, got 3"),
+    (entry("document", 8), "gpt: document of sequence 0 must be 0 as in .*, got 8"),
+    (without_document, "gpt: document must be 'given' as in .*, got nothing"),
+    (entry("valid_row", 0, (1, 2)), "valid_row of sequence 1, query 2 must be 1 as in .*, got 0"),
+    (entry("untrained", 1, (0, 1)), "untrained of region full, layer 2 must be 0 as in .*, got 1"),
+    (entry("rows", 3, (1, 0)), "rows of region prefix_block, sequence 0 must be 4 as in .*, got 3"),
+    (entry("columns", 3, (1, 0)), "columns of region prefix_block, sequence 0 must be 4 as in .*, got 3"),
+    (attribute("mask", "prefix"), "gpt: mask must be 'causal' as in .*, got 'prefix'"),
+    (attribute("objective", "full"), "gpt: objective must be 'suffix' as in"),
+    (attribute("kind", "cross"), "gpt: kind must be 'self' as in"),
+    (attribute("rows_sum_to_one", 0), "gpt: rows_sum_to_one must be 1 as in .*, got 0"),
+    (attribute("bos", "one"), "gpt: bos must be 'none' as in .*, got 'one'"),
+    (attribute("more", "x" * 99), "gpt: more must be absent as in .*, got 'x{79}[.][.][.]"),
+    (attribute("logit_scale", 0.5), "gpt: logit_scale must be absent as in .*, got 0.5"),
+    (described("stable_rank", definition="\x1b[2J"), r"definition of stable_rank must be .*, got '\\x1b\[2J'"),
+    (described("stable_rank", source="me"), "source of stable_rank must be 'a paper' as in .*, got 'me'"),
+    (contents(measures={}), "gpt: measures must be 'attention_entropy, effective_rank, .*, got ''"),
+    (contents(errors=()), "measures with errors must be 'attention_entropy, effective_rank' as in .*, got ''"),
+    (attribute("method_rule", "full: exact (asked for); prefix_block: gram (asked for)"),
      r"method_rule of prefix_block must be 'exact \(asked for\)' as in .*, got 'gram \(asked for\)'"),
-    (attribute("gpt", "method_rule", "by hand"), "gpt: method_rule must be 'full: .*, got 'by hand'"),
-    (attribute("gpt", "unavailable", '{"log_abs_det": "swapped mask: not triangular"}'),
+    (attribute("method_rule", "by hand"), "gpt: method_rule must be 'full: .*, got 'by hand'"),
+    (attribute("unavailable", '{"log_abs_det": "swapped mask: not triangular"}'),
      "why log_abs_det is unavailable in full under its swapped mask must be absent as in .*, got 'not triangular'"),
-    (attribute("gpt", "logit_scale", 0.5), "gpt: logit_scale must be absent as in .*, got 0.5"),
-    (lambda file: file["gpt"].create_dataset("output_component", data=np.arange(4)),
-     "gpt: length of axis output_component must be absent as in .*, got 4"),
+    (with_outputs, "gpt: length of axis output_component must be absent as in .*, got 4"),
 ])  # fmt: skip
-def test_a_file_of_another_study_is_refused_by_what_differs(
-    edit: Callable[[h5py.File], None], message: str, pair: tuple[Path, Path], unverified: None, tmp_path: Path
+def test_a_group_of_another_study_is_refused_by_what_differs(
+    change: Change, message: str, pair: tuple[merge_parts.StudyFile, merge_parts.StudyFile]
 ) -> None:
-    changed = edited(Path(shutil.copy(pair[1], tmp_path)), edit)
+    one, other = pair
     with pytest.raises(MatchError, match=message):
-        merged([changed, shutil.copy(pair[0], tmp_path)], tmp_path / "merged.h5")
-    assert not (tmp_path / "merged.h5").exists()
+        merge_groups.merged_groups([one, replace(other, parts={"gpt": change(other.parts["gpt"])})])
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"configuration": "seed = 0\n# kleiner\n"},
+     r"01.h5: configuration must be that of .*00.h5, got '# kleiner' instead of '# größer' in line 2"),
+    ({"configuration": "seed = 0"}, "got '' instead of '# größer' in line 2. Merge files that were measured from one run"),
+    ({"certificate": "{}"}, "certificate must be that of .* measure its parts when it is whole"),
+    ({"attributes": {"precision": "bfloat16"}}, "precision must be absent as in .*, got 'bfloat16'"),
+])  # fmt: skip
+def test_a_file_of_another_run_is_refused_by_what_differs(
+    changes: dict[str, Any], message: str, pair: tuple[merge_parts.StudyFile, merge_parts.StudyFile]
+) -> None:
+    one, other = pair
+    with pytest.raises(MatchError, match=message):
+        merge_match.check_roots([one, replace(other, root=replace(other.root, **changes))])
 
 
 def test_a_checkpoint_must_have_one_hash(unverified: None, tmp_path: Path) -> None:
@@ -341,11 +398,7 @@ def test_the_hole_that_is_named_is_the_first_that_no_part_fills(
         )  # fmt: skip
         first = next(holes, None)
         named = None if first is None else ", ".join(f"{a} {x}" for a, x in zip(SPECTRUM_AXES, first, strict=True))
-        boxed = [merge_parts.Part(
-            path=Path(), name="", group=None, attributes={}, contents=None, arrays={},  # type: ignore[arg-type]
-            places={axis: {x: i for i, x in enumerate(part[axis])} for axis in SPECTRUM_AXES},
-        ) for part in parts]  # fmt: skip
-        assert merge_match._first_hole(boxed, labels) == named
+        assert merge_match._first_hole([part_of(part) for part in parts], labels) == named
 
 
 def test_arms_on_other_tokens_are_refused(unverified: None, tmp_path: Path) -> None:
