@@ -16,6 +16,7 @@ from rankkit.masks import (
     Padded,
     Prefix,
     PrefixTransposed,
+    Window,
     batch_groups,
 )
 
@@ -24,7 +25,10 @@ from rankkit.masks import (
 def masks_and_lengths(draw: st.DrawFn) -> tuple[Mask, int]:
     n = draw(st.integers(1, 24))
     p = draw(st.integers(0, n))
-    return draw(st.sampled_from([Causal(), Backward(), Bidirectional(), Prefix(p), PrefixTransposed(p)])), n
+    window = Window(draw(st.integers(0, n + 2)), draw(st.integers(0, n + 2)))
+    one_sided = (Window(window.behind), Window(0, window.ahead))
+    plain = (Causal(), Backward(), Bidirectional(), Prefix(p), PrefixTransposed(p))
+    return draw(st.sampled_from([*plain, *one_sided, window])), n
 
 
 def coverage(mask: Mask, n: int) -> torch.Tensor:
@@ -33,8 +37,13 @@ def coverage(mask: Mask, n: int) -> torch.Tensor:
     for call in mask.fused_plan(n):
         for row in range(*call.rows):
             for column in range(*call.columns):
-                visible = {"all": True, "past": column <= row, "future": column >= row}[call.sees]
-                seen[row, column] = visible
+                visible = {
+                    "all": True,
+                    "past": column <= row,
+                    "future": column >= row,
+                    "band": row - call.behind <= column <= row + call.ahead,
+                }
+                seen[row, column] = visible[call.sees]
     return seen
 
 
@@ -80,7 +89,8 @@ def test_leading_block_is_closed_or_refused(case: tuple[Mask, int], size: int) -
     try:
         leading = mask.leading(size)
     except ConfigurationError:
-        assert bool(mask.allowed(n)[:size, size:].any()) or not isinstance(mask, Causal | Prefix)
+        closed = isinstance(mask, Causal | Prefix) or (isinstance(mask, Window) and mask.ahead == 0)
+        assert bool(mask.allowed(n)[:size, size:].any()) or not closed
     else:
         assert not bool(mask.allowed(n)[:size, size:].any())
         assert torch.equal(leading.allowed(size), mask.allowed(n)[:size, :size])
@@ -92,20 +102,52 @@ def test_without_its_first_key_a_mask_is_its_own_later_rows_and_columns(case: tu
     assert torch.equal(mask.without_first_key().allowed(n)[: n - 1, : n - 1], mask.allowed(n)[1:, 1:])
 
 
-@given(masks_and_lengths(), st.integers(0, 5))
-def test_padding_sees_nothing_and_is_seen_by_none(case: tuple[Mask, int], padding: int) -> None:
+@given(masks_and_lengths(), st.integers(0, 5), st.integers(0, 5))
+def test_padding_sees_nothing_and_is_seen_by_none(case: tuple[Mask, int], padding: int, start: int) -> None:
     inner, length = case
-    mask, n = Padded(inner, length), length + padding
+    mask, n = Padded(inner, length, start), start + length + padding
     expected = torch.zeros(n, n, dtype=torch.bool)
-    expected[:length, :length] = inner.allowed(length)
+    expected[start : start + length, start : start + length] = inner.allowed(length)
     assert torch.equal(mask.allowed(n), expected)
     assert torch.equal(coverage(mask, n), expected)
     assert torch.equal(mask.transposed().allowed(n), expected.T)
     assert mask.visible_pairs(n) == int(expected.sum())
-    assert mask.visible_positions(n) == range(length)
-    assert mask.leading(length) == inner
+    assert mask.visible_positions(n) == range(start, start + length)
+    assert list(mask.foreseeing_rows(n)) == [row for row in range(n - 1) if bool(expected[row, row + 1])]
+    assert list(mask.triangular_rows(n)) == []
+    assert mask.leading(start + length) == (inner if start == 0 else mask)
+    assert torch.equal(mask.leading(n).allowed(n), expected)
     if length > 1:
-        assert torch.equal(mask.without_first_key().allowed(n - 1), expected[1:, 1:])
+        left = expected.clone()
+        left[start], left[:, start] = False, False
+        assert torch.equal(mask.without_first_key().allowed(n - 1), left[1:, 1:])
+
+
+def test_the_leading_block_of_a_padded_mask_keeps_the_padding_before_it() -> None:
+    mask = Padded(Causal(), 4, 2)
+    assert mask.leading(5) == Padded(Causal(), 3, 2)
+    assert mask.leading(9) == mask
+    assert Padded(Causal(), 4).leading(3) == Causal()
+    with pytest.raises(ConfigurationError, match="size must be at least 3"):
+        mask.leading(2)
+    with pytest.raises(ConfigurationError, match="mask must close its first 3 positions"):
+        Padded(Bidirectional(), 4, 2).leading(5)
+
+
+@given(st.integers(1, 16), st.integers(0, 20))
+def test_a_window_that_reaches_the_ends_is_the_mask_without_one(n: int, more: int) -> None:
+    assert torch.equal(Window(n - 1 + more).allowed(n), Causal().allowed(n))
+    assert Window(n - 1 + more, n - 1 + more).fused_plan(n) == Bidirectional().fused_plan(n)
+    if n > 1:
+        assert Window(n - 1 + more).fused_plan(n) == Causal().fused_plan(n)
+        assert Window(0, n - 1 + more).fused_plan(n) == Backward().fused_plan(n)
+
+
+def test_a_window_has_the_rows_of_a_triangle_where_it_has_one_side() -> None:
+    assert Window(3).triangular_rows(9) == Window(0, 3).triangular_rows(9) == Window(0).triangular_rows(9) == range(9)
+    assert Window(3, 1).triangular_rows(9) == range(0)
+    assert Window(2).allowed(4).int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1]]
+    assert Window(0, 1).allowed(3).int().tolist() == [[1, 1, 0], [0, 1, 1], [0, 0, 1]]
 
 
 @given(st.integers(1, 9), st.integers(1, 9))
@@ -127,7 +169,7 @@ def test_masks_of_two_sequences_and_of_padding_refuse_what_they_cannot_be() -> N
     with pytest.raises(ConfigurationError, match="queries and keys must be at least 1"):
         Cross(0, 5)
     with pytest.raises(ConfigurationError, match=r"start \+ length must be between 1 and 3"):
-        Padded(Causal(), 4).allowed(3)
+        Padded(Causal(), 3, 1).allowed(3)
     with pytest.raises(
         ConfigurationError, match="length must be at least 1, start at least 0 and mask one of self-attention"
     ):
@@ -173,7 +215,14 @@ def test_impossible_prefixes_are_refused() -> None:
         Prefix(True)
     with pytest.raises(ConfigurationError, match=r"prefix_length must be between 0 and 8 \(sequence_length\), got 9"):
         Prefix(9).fused_plan(8)
-    with pytest.raises(ConfigurationError, match="mask must close its first 3 positions"):
-        Bidirectional().leading(3)
+    for mask in (Bidirectional(), Backward(), PrefixTransposed(2), Cross(4, 4), Window(3, 1)):
+        with pytest.raises(
+            ConfigurationError, match=f"mask must close its first 3 positions.*got {type(mask).__name__}"
+        ):
+            mask.leading(3)
+    with pytest.raises(ConfigurationError, match="behind must be an integer of at least 0, got -1"):
+        Window(-1)
+    with pytest.raises(ConfigurationError, match="ahead must be an integer of at least 0, got True"):
+        Window(2, True)
     with pytest.raises(ConfigurationError, match=r"size must be at least 5 \(prefix_length\), got 3"):
         Prefix(5).leading(3)

@@ -50,6 +50,8 @@ class OffsetBias:
 
     def block(self, rows: Range, columns: Range, queries: int) -> Tensor:
         """The numbers "... row column" of some rows and columns; the other arguments as for `within`."""
+        if rows[0] == rows[1]:
+            return self.values.new_empty((*self.values.shape[:-1], 0, columns[1] - columns[0]))
         strip = self.within(rows, columns, queries).values
         return strip.unfold(-1, columns[1] - columns[0], 1).flip(-2)  # with the rows reversed it depends on r + c
 
@@ -121,7 +123,7 @@ class Scores:
             raise ValueError(
                 f"sink must broadcast to {tuple(leading)}, got {tuple(self.sink.shape)}. Pass one logit per matrix."
             )
-        return self._with(lambda values, axes: values.expand(*leading, *values.shape[values.dim() - axes :]))
+        return self._with(lambda values, axes: values.expand((*leading, *values.shape[values.dim() - axes :])))
 
     def flattened(self) -> Scores:
         """With one leading axis, "matrix"."""

@@ -15,6 +15,8 @@ from rankkit.operators.base import ROW_SUM_TOLERANCE, Operator
 
 __all__ = ["DenseOperator"]
 
+SUM_ROUNDINGS = 4  # of an entry in its format: storing it, and up to three in a softmax of that precision
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DenseOperator(Operator):
@@ -22,6 +24,8 @@ class DenseOperator(Operator):
 
     matrix: Tensor
     """"... row column", any real dtype."""
+    precision: torch.dtype | None = None
+    """Format that the entries were rounded to, where it is not that of the tensor: bfloat16 kept in float32, say."""
     labels: Mapping[str, int | str] = field(default_factory=dict)
     """Where it comes from."""
 
@@ -30,6 +34,10 @@ class DenseOperator(Operator):
             raise ConfigurationError(
                 f"matrix must be real with at least one row and one column on its last two axes, got "
                 f"{self.matrix.dtype} {tuple(self.matrix.shape)}. Pass an array of shape (..., row, column)."
+            )
+        if self.precision is not None and not self.precision.is_floating_point:
+            raise ConfigurationError(
+                f"precision must be a floating-point dtype, got {self.precision}. Leave it out for that of the matrix."
             )
 
     @property
@@ -60,11 +68,21 @@ class DenseOperator(Operator):
         if bool((finite >= 0).all()):
             found.add("non_negative")
         sums = finite.sum(dim=-1, dtype=torch.float64)
-        if bool((((sums - 1).abs() <= ROW_SUM_TOLERANCE) | (finite == 0).all(dim=-1)).all()):
+        if bool((((sums - 1).abs() <= self._row_sum_tolerance) | (finite == 0).all(dim=-1)).all()):
             found.add("rows_sum_to_one")
         if "square" in found and (not finite.triu(1).any() or not finite.tril(-1).any()):
             found.add("triangular")
         return frozenset(found)
+
+    @property
+    def _row_sum_tolerance(self) -> float:
+        """By how much storing the entries, and a softmax in their format, may move a row's sum from 1."""
+        precision = self.precision or self.matrix.dtype
+        if not precision.is_floating_point:
+            return ROW_SUM_TOLERANCE
+        format_ = torch.finfo(precision)
+        underflow = self.columns * format_.smallest_normal * format_.eps / 2
+        return max(ROW_SUM_TOLERANCE, SUM_ROUNDINGS * format_.eps / 2) + underflow
 
     def dense(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """The tensor in that dtype."""

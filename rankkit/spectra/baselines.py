@@ -46,7 +46,7 @@ BASELINE_DEFINITIONS: Final[Mapping[str, str]] = MappingProxyType(
         "init": "the same model at its stored initialisation, same tokens: what training did not do",
         "shuffled": "each row's visible probabilities permuted at random: the same row entropies, no structure",
         "gaussian": "random Q and K of the same n, d and logit std under the same mask: what the size of the logits makes",
-        "logits": "scale * Q K^T itself, signed and without a softmax: rank at most d",
+        "logits": "scale * Q K^T itself, capped and biased as in the model, without a softmax: rank at most d if neither",
     }
 )
 """Every baseline and what it is, in the order of tables."""
@@ -84,18 +84,20 @@ def baseline(
 
 
 def uniform(operator: AttentionOperator, /) -> AttentionOperator:
-    """Attention with all logits equal under the same mask: zero query, zero key.
+    """Attention with all logits equal under the same mask: zero query, zero key, and neither bias nor sink.
 
     Under a causal mask it is the Cesaro matrix, A_ij = 1/i, and under none it has rank 1. Every matrix of the batch is
     the same one.
     """
-    return replace(operator, query=torch.zeros_like(operator.query), key=torch.zeros_like(operator.key))
+    query, key = torch.zeros_like(operator.query), torch.zeros_like(operator.key)
+    return replace(operator, query=query, key=key, softcap=None, bias=None, sink=None)
 
 
 def shuffled(operator: AttentionOperator, /, *, seed: int, names: Sequence[str]) -> DenseOperator:
     """Each row's visible probabilities in a random order, uniform over all orders and independent between rows.
 
-    Row sums, entropies and the Frobenius norm stay, and so does the mask; where the row looks does not.
+    Row sums (less what a sink takes), entropies and the Frobenius norm stay, and so does the mask; where the row looks
+    does not.
 
     Args:
         operator: its matrices are formed in float64, all at once: pass a part of a large batch.
@@ -125,7 +127,9 @@ def gaussian(operator: AttentionOperator, /, *, seed: int, names: Sequence[str])
     """Attention of random Q and K of the same shapes, under the same mask, with each matrix's own logit std.
 
     Entries are independent and normal; then Q is scaled so that the standard deviation of the row-centred logits over
-    visible entries, of this very draw, is the original's (to rounding: the logits are linear in Q).
+    visible entries, of this very draw, is the original's (to rounding: the logits are linear in Q). The original's are
+    those that enter its softmax, after cap and bias. The baseline has neither, and no sink: a bias is structure, and what a
+    sink takes depends on the mean of the logits, which here is 0.
 
     Args:
         operator: its logits are summed by blocks of rows; no matrix is formed.
@@ -140,20 +144,22 @@ def gaussian(operator: AttentionOperator, /, *, seed: int, names: Sequence[str])
     """
     flat = operator.flattened()
     query, key = (torch.empty_like(factor, dtype=torch.float64) for factor in (flat.query, flat.key))
-    drawn = replace(flat, query=query, key=key)
+    drawn = replace(flat, query=query, key=key, softcap=None, bias=None, sink=None)
     wanted = _logit_stds(flat)
     for index, name in enumerate(_checked(names, operator)):
         for factor, which in ((query, "query"), (key, "key")):
             factor[index] = normal_numbers(seed, f"gaussian {which} {name}", tuple(factor.shape[1:]))
     for index, (target, found) in enumerate(zip(wanted, _logit_stds(drawn), strict=True)):
         query[index] *= target / found if found > 0 else target  # a row that sees one key: both are 0
-    return replace(operator, query=query.reshape(operator.query.shape), key=key.reshape(operator.key.shape))
+    query, key = query.reshape(operator.query.shape), key.reshape(operator.key.shape)
+    return replace(operator, query=query, key=key, softcap=None, bias=None, sink=None)
 
 
 def logits(operator: AttentionOperator, /) -> DenseOperator:
-    """The matrix scale * Q K^T itself, before mask and softmax; zero where there is padding.
+    """The logits themselves, before mask and softmax: scale * Q K^T, capped and biased as the model does; 0 for padding.
 
-    Signed, rows summing to anything, and of rank at most d whatever the mask: what of a rank the softmax made.
+    Signed, rows summing to anything, and without cap and bias of rank at most d whatever the mask: what of a rank the
+    softmax made.
 
     Args:
         operator: its logits are formed in float64, all at once: pass a part of a large batch.

@@ -2,10 +2,10 @@
 
     log |det A| = log |det P| + sum over the triangular rows of (s_ii - lse_i)
 
-s are the scaled logits and lse their masked row log-sum-exp; P is the block of the other rows and columns: nothing under
-a causal mask, the prefix block of a prefix mask, all of A where no row is triangular. The sum never sees A, so it is
-right where LAPACK's determinant of A and the sum of log singular values are noise (-275 and -271 for -308 at n = 64).
-Only P is factorised, and its conditioning decides whether the result can be believed.
+s are the logits, after cap and bias, and lse their masked row log-sum-exp, with the sink if there is one; P is the block of
+the other rows and columns: nothing under a causal mask, the prefix block of a prefix mask, all of A where no row is
+triangular. The sum never sees A, so it is right where LAPACK's determinant of A and the sum of log singular values are noise
+(-275 and -271 for -308 at n = 64). Only P is factorised, and its conditioning decides whether the result can be believed.
 
 An entrywise perturbation |dP| <= t P moves log |det P| by at most -log det(I - t G), G = |P^-1| P, where t ||G|| < 1:
 log det(I + E) is a series in traces of powers of E = P^-1 dP, and |E| <= t G.
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from rankkit.masks import Padded
 from rankkit.operators import AttentionOperator
-from rankkit.spectra.floors import model_floor
+from rankkit.spectra.floors import applied_floor
 
 __all__ = ["UNRESOLVED_FROM", "LogAbsDet", "log_abs_det", "moved_log_abs_det"]
 
@@ -55,7 +55,8 @@ class _Block(NamedTuple):
 def log_abs_det(operator: AttentionOperator, /) -> LogAbsDet:
     """Natural logarithm of |det A|, with its bound; O(n) memory for the triangular rows and some p x p for P.
 
-    Singular for certain are a matrix with rows that see nothing, and one whose P has two equal queries or two equal keys.
+    Singular for certain are a matrix with rows that see nothing, one with a bias of -inf on the diagonal of its triangular
+    rows, and one whose P, without a bias and with rows that see the same keys, has two equal queries or two equal keys.
 
     Args:
         operator: "... query feature"; any leading axes.
@@ -100,7 +101,7 @@ def _determinants(operator: AttentionOperator, eta: Tensor) -> tuple[LogAbsDet, 
         bound[index] += part.bound + _moved(part.growth, float(rounding[index]))
         change[index] += _moved(part.growth, float(share[index]))
     finite = rounding.isfinite()
-    singular = _equal_positions(operator) & finite
+    singular = (_equal_positions(operator) | _zero_on_diagonal(operator)) & finite
     value = value.where(bound <= UNRESOLVED_FROM, torch.nan).where(~singular, -torch.inf)
     bound = bound.where(finite, torch.nan).where(~singular, 0.0)
     return LogAbsDet(value.reshape(shape), bound.reshape(shape)), change.reshape(shape)
@@ -109,8 +110,7 @@ def _determinants(operator: AttentionOperator, eta: Tensor) -> tuple[LogAbsDet, 
 def _rounding(operator: AttentionOperator) -> Tensor:
     """Relative error of the entries of A formed in float64, "matrix": the floor of a float64 model over sigma_1."""
     one = torch.ones(operator.batch_shape, dtype=torch.float64)
-    query, key = operator.query.cpu(), operator.key.cpu()
-    return model_floor(query, key, scale=operator.scale, largest=one, probabilities=torch.float64).reshape(-1)
+    return applied_floor(operator, largest=one, probabilities=torch.float64).reshape(-1)
 
 
 def _block_size(operator: AttentionOperator) -> int:
@@ -158,9 +158,20 @@ def _moved(growth: Tensor, share: float) -> float:
     return -float(torch.linalg.slogdet(torch.eye(len(growth)).to(growth) - share * growth).logabsdet)
 
 
+def _zero_on_diagonal(operator: AttentionOperator) -> Tensor:
+    """Whether a triangular row gives itself nothing: "matrix", bool, on the CPU."""
+    if operator.bias is None:
+        return torch.zeros(math.prod(operator.batch_shape), dtype=torch.bool)
+    diagonal = operator.row_statistics.diagonal_logit[..., _block_size(operator) :]
+    return (diagonal == -torch.inf).any(dim=-1).reshape(-1).cpu()
+
+
 def _equal_positions(operator: AttentionOperator) -> Tensor:
-    """Whether two queries of P, which all see the same keys, or two of its keys are equal: "matrix", bool, on the CPU."""
+    """Whether two queries of P or two of its keys make equal rows or columns: "matrix", bool, on the CPU."""
     p, flat = _block_size(operator), operator.flattened()
+    seen = {(call.sees, call.columns) for call in operator.mask.fused_plan(operator.rows) if call.rows[0] < p}
+    if operator.bias is not None or len(seen) > 1 or any(sees != "all" for sees, _ in seen):  # position counts
+        return torch.zeros(len(flat.query), dtype=torch.bool)
     factors = [(flat.query * operator.scale)[:, :p], flat.key[:, :p]]
     found = [[len(torch.unique(positions, dim=0)) < p for positions in factor] for factor in factors]
     return torch.tensor(found, dtype=torch.bool).reshape(2, -1).any(dim=0)

@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor
 
+from rankkit.masks import Padded
 from rankkit.operators import AttentionOperator, Operator, masked_softmax
 from rankkit.spectra.floors import applied_floor, arithmetic_floor, entry_error, resolved
 from rankkit.spectra.measures import Measure
@@ -184,7 +185,8 @@ def _formed(part: Operator, measures: Sequence[Measure], found: _Found) -> Tenso
         if "rows_sum_to_one" in part.structure:
             _assert_rows_sum_to_one(matrix)
         if any(measure.name in _BY_ROWS for measure in measures):
-            found.take(row_measures(_row_statistics(matrix, allowed, squares), found.eta.to(matrix.device)))
+            first, statistics = _row_statistics(part, matrix, squares)
+            found.take(row_measures(statistics, found.eta.to(matrix.device), first=first))
     else:
         matrix = torch.empty(*part.batch_shape, part.rows, part.columns, dtype=torch.float64, device=part.device)
         allowed = torch.ones(part.rows, part.columns, dtype=torch.bool, device=part.device)
@@ -205,15 +207,24 @@ def _logit_squares(logits: Tensor, allowed: Tensor) -> Tensor:
     return norms.square()
 
 
-def _row_statistics(attention: Tensor, allowed: Tensor, logit_squares: Tensor | None) -> RowStatistics:
-    """What `rankkit_kernels.row_blocks.row_statistics` gives, from the matrix; of log-sum-exps only whether there is one."""
+def _row_statistics(part: AttentionOperator, matrix: Tensor, logit_squares: Tensor | None) -> tuple[int, RowStatistics]:
+    """What `AttentionOperator.row_statistics` gives, from the matrix; of log-sum-exps only whether there is one.
+
+    Before them how much padding stands before the positions that they are of.
+    """
+    attention, allowed = matrix, part.allowed()
+    inside = part.mask.visible_positions(part.rows)
+    if isinstance(part.mask, Padded):
+        taking_part = slice(inside.start, inside.stop)
+        attention, allowed = matrix[..., taking_part, taking_part], allowed[taking_part, taking_part]
+        logit_squares = None if logit_squares is None else logit_squares[..., taking_part]
     sums = attention.sum(dim=-1)
     unknown = torch.full_like(sums, torch.nan)
     square = attention.shape[-2] == attention.shape[-1]
     previous = unknown.clone()
     if square:
         previous[..., 1:] = attention.diagonal(offset=-1, dim1=-2, dim2=-1)
-    return RowStatistics(
+    return inside.start, RowStatistics(
         log_sum_exp=unknown.where(sums != 0, -torch.inf),
         column_sums=attention.sum(dim=-2),
         entropy=torch.special.entr(attention).sum(dim=-1),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rankkit.errors import ConfigurationError
-from rankkit.operators import AttentionOperator, DenseOperator, Operator, SumOperator
+from rankkit.operators import AttentionOperator, Bias, DenseOperator, OffsetBias, Operator, SumOperator
 
 __all__ = [
     "UNIT_ROUNDOFF",
@@ -23,6 +23,7 @@ __all__ = [
     "arithmetic_floor",
     "entry_error",
     "entry_floor",
+    "largest_added",
     "model_floor",
     "resolved",
 ]
@@ -45,6 +46,14 @@ _UNDERFLOW: Final = {
 
 SOFTMAX_ROUNDINGS: Final = 8
 """Roundings in exp, row sum and quotient: measured 5.7 u at most (float32, logits near 0, n <= 4096)."""
+CAP_ROUNDINGS: Final = 7
+"""Of c tanh(s / c), each of at most min(c, |s|): quotient, product, c itself, and 4 for a tanh that is off by two units in
+the last place, as CUDA's may be; measured 2.7 u at most on the CPU."""
+SHIFT_ROUNDINGS: Final = 3
+"""Of what is added: the sum, and the difference to a row's largest, which may be twice as large."""
+_NEGLIGIBLE: Final = (
+    800.0  # a logit so far below its row's largest adds exactly 0 in every dtype: exp(-746) is 0 in float64
+)
 
 _EPS = 2.0**-52  # eps64, the spacing above 1: the unit of LAPACK's own error bounds
 
@@ -87,6 +96,8 @@ def model_floor(
     largest: Tensor,
     probabilities: torch.dtype,
     accumulation: torch.dtype | None = None,
+    softcap: float | None = None,
+    added: Tensor | None = None,
 ) -> Tensor:
     """How far the attention that the model applied may lie from the exact one, in every singular value.
 
@@ -94,7 +105,11 @@ def model_floor(
     at the longest query and the longest key. The applied matrix differs from the exact one entrywise by at most
     eta A; A >= 0, so its norm moves by at most eta sigma_1, and by Weyl's inequality so does every singular value.
 
-    Assumes inner products accumulated in `accumulation` on inputs held exactly (no TF32), and no additive bias. An
+    With L = scale |q| |k| the largest |s|: a cap c tanh(s / c), whose slope is at most 1, passes |ds| on and adds its own
+    7 u min(c, L). A bias b or a sink z adds 3 u (min(c, L) + max(|b|, |z|)), for the sum with b and for the difference to
+    the row's largest logit, the sink among them: a sink is exact, and beyond that one more term of the row sum.
+
+    Assumes inner products accumulated in `accumulation` on inputs held exactly (no TF32), and bias and sink as held. An
     entry that underflows leaves the relative bound, by less than the smallest number of its dtype.
 
     Args:
@@ -105,6 +120,8 @@ def model_floor(
         probabilities: dtype the probabilities are rounded to before they meet the values.
         accumulation: dtype of the inner products and the softmax; by default what every fused kernel takes: float64 for
             float64 probabilities, float32 below.
+        softcap: c, where logits are capped.
+        added: "...", the largest |b| of a visible key, or |z| of a sink if larger; None where there is neither.
 
     Returns:
         "...", float64, in the units of the singular values.
@@ -118,8 +135,64 @@ def model_floor(
         accumulation = torch.float64 if probabilities == torch.float64 else torch.float32
     longest = _longest(queries) * _longest(keys)
     logit_error = (queries.shape[-1] + 2) * _unit_roundoff(accumulation) * abs(scale) * longest
+    size = abs(scale) * longest
+    if softcap is not None:
+        size = size.clamp(max=softcap)
+        logit_error = logit_error + CAP_ROUNDINGS * _unit_roundoff(accumulation) * size
+    if added is not None:
+        logit_error = logit_error + SHIFT_ROUNDINGS * _unit_roundoff(accumulation) * (size + added)
     eta = _unit_roundoff(probabilities) + SOFTMAX_ROUNDINGS * _unit_roundoff(accumulation) + 2 * logit_error
     return eta * largest.to(torch.float64)
+
+
+def largest_added(operator: AttentionOperator, /) -> Tensor | None:
+    """What `model_floor` takes as `added`: the largest |b| of a key that a row sees, or |z| of the sink if larger.
+
+    Keys whose bias lies so far below the largest of their row that they get exactly 0 in every precision do not count: a
+    mask may have been added as the lowest number of a dtype.
+
+    Args:
+        operator: any.
+
+    Returns:
+        "...", float64, on the CPU; None without a bias and a sink.
+    """
+    if operator.bias is None and operator.sink is None:
+        return None
+    found = torch.zeros(operator.batch_shape, dtype=torch.float64)
+    if operator.sink is not None:
+        found = operator.sink.cpu().double().abs().nan_to_num(posinf=0.0)  # a sink of -inf is none
+    if operator.bias is not None:
+        spread = 2 * abs(operator.scale) * _longest(operator.query) * _longest(operator.key)
+        if operator.softcap is not None:
+            spread = spread.clamp(max=2 * operator.softcap)
+        found = torch.maximum(found, _largest_bias(operator, operator.bias, spread).cpu())
+    return found
+
+
+def _largest_bias(operator: AttentionOperator, bias: Bias, spread: Tensor) -> Tensor:
+    """Of visible keys, "...", those left out that lie below their row's largest by more than logits can make up for."""
+    values = bias.values.double()
+    if isinstance(bias, OffsetBias):
+        seen = _visible_offsets(operator).to(values.device) & values.isfinite()
+        return values.abs().where(seen, 0.0).amax(dim=-1)
+    seen = operator.allowed() & values.isfinite()
+    largest = values.where(seen, -torch.inf).amax(dim=-1, keepdim=True)
+    seen &= values >= largest - spread[..., None, None] - _NEGLIGIBLE
+    return values.abs().where(seen, 0.0).amax(dim=(-2, -1))
+
+
+def _visible_offsets(operator: AttentionOperator) -> Tensor:
+    """Which j - i + queries - 1 some row sees, "offset", bool."""
+    seen = torch.zeros(operator.rows + operator.columns - 1, dtype=torch.bool)
+    for call in operator.mask.fused_plan(operator.rows):
+        (start, stop), (first, last) = call.rows, call.columns
+        lowest = 0 if call.sees == "future" else first - stop + 1
+        highest = 0 if call.sees == "past" else last - 1 - start
+        if call.sees == "band":
+            lowest, highest = max(lowest, -call.behind), min(highest, call.ahead)
+        seen[lowest + operator.rows - 1 : highest + operator.rows] = True
+    return seen
 
 
 def entry_floor(matrix: Tensor, /, *, largest: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -171,8 +244,8 @@ def _norm_of_absolute(matrix: Tensor, sigma: Tensor) -> Tensor:
 def applied_floor(operator: Operator, /, *, largest: Tensor, probabilities: torch.dtype) -> Tensor:
     """The model floor of any operator.
 
-    Attention: `model_floor`. A matrix of one's own: `entry_floor`, of its dtype. A sum: the terms' floors, weighted;
-    the norm of a term of attention is at most the root of its largest column sum.
+    Attention: `model_floor`. A matrix of one's own: `entry_floor`, of its precision. A sum: the terms' floors, weighted;
+    the norm of a term of attention, whose rows sum to 1 or less, is at most the root of its largest column sum.
 
     Args:
         operator: what was measured.
@@ -185,9 +258,12 @@ def applied_floor(operator: Operator, /, *, largest: Tensor, probabilities: torc
     sigma = largest.to(torch.float64).cpu()
     if isinstance(operator, AttentionOperator):
         query, key = operator.query.cpu(), operator.key.cpu()
-        return model_floor(query, key, scale=operator.scale, largest=sigma, probabilities=probabilities)
+        return model_floor(
+            query, key, scale=operator.scale, largest=sigma, probabilities=probabilities, softcap=operator.softcap,
+            added=largest_added(operator),
+        )  # fmt: skip
     if isinstance(operator, DenseOperator):
-        return entry_floor(operator.matrix, largest=sigma)
+        return entry_floor(operator.matrix, largest=sigma, dtype=operator.precision)
     assert isinstance(operator, SumOperator)
     floors = [
         abs(weight) * applied_floor(term, largest=_norm_bound(term), probabilities=probabilities)
@@ -199,7 +275,7 @@ def applied_floor(operator: Operator, /, *, largest: Tensor, probabilities: torc
 def entry_error(operator: Operator, /, *, probabilities: torch.dtype) -> Tensor:
     """The largest relative error of an entry of the matrix that the model applied, whatever the matrix's scale.
 
-    Attention: the eta of `model_floor`. A matrix of one's own: the roundoff of its dtype, which entries below its normal
+    Attention: the eta of `model_floor`. A matrix of one's own: the roundoff of its precision, which entries below its normal
     numbers may exceed (6e-5 in float16; `entry_floor` has them). A sum: the largest of its terms' where no entry can cancel;
     nan where terms have both signs, because nothing then bounds it.
 
@@ -214,7 +290,7 @@ def entry_error(operator: Operator, /, *, probabilities: torch.dtype) -> Tensor:
     if isinstance(operator, AttentionOperator):
         return applied_floor(operator, largest=ones, probabilities=probabilities)
     if isinstance(operator, DenseOperator):
-        return _entry_roundoff(operator.matrix.dtype) * ones
+        return _entry_roundoff(operator.precision or operator.matrix.dtype) * ones
     assert isinstance(operator, SumOperator)
     if "non_negative" not in operator.structure:
         return torch.nan * ones

@@ -297,7 +297,8 @@ def _by_rows(one: Operator, plan: _Plan) -> Numbers:
         return {}
     eta = entry_error(one, probabilities=plan.precision)
     if isinstance(one, AttentionOperator):
-        found = row_measures(one.row_statistics, eta.to(one.device))
+        first = one.mask.visible_positions(one.rows).start
+        found = row_measures(one.row_statistics, eta.to(one.device), first=first)
         if any(measure.needs == "operator" for measure in plan.by_rows):
             value, bound = log_abs_det(one)
             found |= {

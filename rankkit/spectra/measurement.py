@@ -162,7 +162,7 @@ def _marked(operator: Operator) -> Operator:
     if not isinstance(operator, AttentionOperator):
         return operator
     query, key = _without_padding(operator)
-    broken = ~(_is_finite(query) & _is_finite(key))
+    broken = ~(_is_finite(query) & _is_finite(key) & _is_sound(operator))
     return replace(operator, query=_as_nan(query, broken) if bool(broken.any()) else query, key=key)
 
 
@@ -176,6 +176,20 @@ def _without_padding(operator: AttentionOperator) -> tuple[Tensor, Tensor]:
         F.pad(factor[..., inside.start : inside.stop, :], padding) for factor in (operator.query, operator.key)
     )
     return query, key
+
+
+def _is_sound(operator: AttentionOperator) -> Tensor:
+    """Whether no bias between positions, nor a sink, is nan or +inf; -inf is a key that is hidden, or no sink: "..."."""
+    positions, scores = operator.mask.visible_positions(operator.rows), operator.scores
+    if isinstance(operator.mask, Padded):
+        inside = (positions.start, positions.stop)
+        scores = scores.within(inside, inside, operator.rows)
+    sound = torch.ones(operator.batch_shape, dtype=torch.bool, device=operator.device)
+    if scores.sink is not None:
+        sound = scores.sink < torch.inf  # nan is not
+    if scores.bias is not None:
+        sound = sound & (scores.bias.values < torch.inf).flatten(-scores.bias.axes).all(dim=-1)
+    return sound
 
 
 def _is_finite(matrices: Tensor) -> Tensor:

@@ -32,15 +32,17 @@ ROW_MEASURES: Final = (
 """What `row_measures` gives."""
 
 
-def row_measures(statistics: RowStatistics, eta: Tensor, /) -> dict[str, tuple[Tensor, Tensor]]:
+def row_measures(statistics: RowStatistics, eta: Tensor, /, *, first: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
     """Every measure of the rows, and how far it may be off.
 
     Args:
         statistics: of matrices "...".
         eta: "...", relative error of the entries that the model applied, at least 0.
+        first: position of the first key among those of the matrix: how much padding stands before it.
 
     Returns:
-        Value and error "..." by name, float64; nan where the measure is not defined.
+        Value and error "..." by name, float64; nan where the measure is not defined. Entropies and `mean_ipr` mean
+        something only where rows sum to 1: beside a sink they are switched off by name.
     """
     sums = statistics.column_sums
     valid = statistics.log_sum_exp != -torch.inf
@@ -55,13 +57,14 @@ def row_measures(statistics: RowStatistics, eta: Tensor, /) -> dict[str, tuple[T
         "previous_key_mass": statistics.previous[..., 1:].sum(dim=-1) / (valid[..., 1:].sum(dim=-1) + 0 * rows),
     }
     ipr = statistics.squared_norm / rows
+    position, distance = _sink_position(sums, rows, share)
     spread = (statistics.logit_squares.sum(dim=-1) / statistics.visible.sum()).sqrt()
     return {
         **entropy,
         **{name: (value, share * value) for name, value in masses.items()},
         "mean_ipr": (ipr, (2 + share) * share * ipr),
         "rank_one_residual": _rank_one_residual(statistics, rows, share),
-        "sink_position": _sink_position(sums, rows, share),
+        "sink_position": (position + first, distance),
         "logit_std": (spread, share / 2 + rounding * spread),
     }
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from rankkit.masks import Backward, Bidirectional, Causal, Cross, Mask, Prefix, PrefixTransposed
+from rankkit.masks import Backward, Bidirectional, Causal, Cross, Mask, Prefix, PrefixTransposed, Window
 from rankkit_kernels.adjoint import adjoint_path, attend_adjoint
 from rankkit_kernels.attention import attend
 from rankkit_kernels.row_blocks import adjoint_product, row_statistics
@@ -28,7 +28,8 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 def masks(n: int) -> list[Mask]:
     prefixes = [kind(p) for kind in (Prefix, PrefixTransposed) for p in sorted({0, 1, n // 2, n - 1, n})]
-    return [Causal(), Backward(), Bidirectional(), Cross(n, n + 3), Cross(n, max(1, n // 3)), *prefixes]
+    windows = [Window(n // 2), Window(0, 3), Window(2, 5)]
+    return [Causal(), Backward(), Bidirectional(), Cross(n, n + 3), Cross(n, max(1, n // 3)), *prefixes, *windows]
 
 
 def factors(

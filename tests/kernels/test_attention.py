@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from rankkit.masks import Backward, Bidirectional, Causal, Mask, Prefix, PrefixTransposed, batch_groups
+from rankkit.masks import Backward, Bidirectional, Causal, Mask, Prefix, PrefixTransposed, Window, batch_groups
 from rankkit_kernels.attention import FusedCall, attend, attend_groups, backend, dense_attention
 
 LENGTHS = (1, 2, 7, 64, 129, 512)
@@ -24,7 +24,8 @@ def prefix_lengths(n: int) -> list[int]:
 
 def masks(n: int) -> list[Mask]:
     prefixes = [kind(p) for kind in (Prefix, PrefixTransposed) for p in prefix_lengths(n)]
-    return [Causal(), Backward(), Bidirectional(), *prefixes]
+    windows = [Window(n // 2), Window(0, 3), Window(2, n)]
+    return [Causal(), Backward(), Bidirectional(), *prefixes, *windows]
 
 
 def factors(
@@ -125,7 +126,7 @@ def test_scale_is_applied() -> None:
 def test_every_call_stays_on_the_fused_cpu_kernel_forward_and_backward(dtype: torch.dtype) -> None:
     n = 300  # more than one block of rows
     tensors = factors(1, 1, n, 16, dtype)
-    for mask in (Causal(), Backward(), Bidirectional(), Prefix(20), PrefixTransposed(20)):
+    for mask in (Causal(), Backward(), Bidirectional(), Prefix(20), PrefixTransposed(20), Window(50), Window(9, 9)):
         with profile(activities=[ProfilerActivity.CPU]) as recorded:
             outputs_and_gradients(lambda q, k, v, m=mask, n=n: attend(q, k, v, m.fused_plan(n)), *tensors)
         names = {event.key for event in recorded.key_averages()}
@@ -137,7 +138,7 @@ def test_every_call_stays_on_the_fused_cpu_kernel_forward_and_backward(dtype: to
 MEMORY_PROBE = """
 import resource, sys, threading, time
 import torch
-from rankkit.masks import Backward, Causal, Prefix
+from rankkit.masks import Backward, Causal, Prefix, Window
 from rankkit_kernels.attention import attend
 
 def resident():
@@ -159,7 +160,7 @@ def watch():
 before = resident()
 thread = threading.Thread(target=watch)
 thread.start()
-for mask in (Causal(), Prefix(n // 2), Prefix(3 * n // 4), Backward()):
+for mask in (Causal(), Prefix(n // 2), Prefix(3 * n // 4), Backward(), Window(n // 2, 100)):
     run(n, mask)
 done = True
 thread.join()
@@ -177,6 +178,7 @@ def test_peak_memory_at_8192_positions_with_gradients_stays_below_ten_times_the_
 def test_backend_names_the_pinned_kernel() -> None:
     assert backend(torch.device("cpu"), torch.float64) == "cpu-flash"
     assert backend(torch.device("cuda"), torch.bfloat16) == "flash"
+    assert backend(torch.device("cuda"), torch.bfloat16, banded=True) == "efficient"
     assert backend(torch.device("cuda"), torch.float32) == "efficient"
     assert backend(torch.device("cuda"), torch.float64) == "math"
     assert backend(torch.device("mps"), torch.float32) == "default"
@@ -209,6 +211,20 @@ def test_cuda_equals_dense_float64(dtype: torch.dtype) -> None:
 def test_impossible_calls_are_refused(rows, columns, sees, message) -> None:
     with pytest.raises(ValueError, match=message):
         FusedCall(rows, columns, sees)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (((1, 3), (0, 2), "band", 1, 0), "rows of a `band` call must lie within its columns"),
+        (((0, 3), (1, 3), "band", 1, 0), "rows of a `band` call must lie within its columns"),
+        (((0, 3), (0, 3), "band", -1, 0), "see 0 or more on each side"),
+        (((0, 3), (0, 3), "past", 1, 0), "behind and ahead must be 0 but for a `band`"),
+    ],
+)
+def test_impossible_bands_are_refused(call, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        FusedCall(*call)
 
 
 def test_shapes_and_plans_that_do_not_fit_are_refused() -> None:

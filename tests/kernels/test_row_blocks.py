@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rankkit.masks import Backward, Bidirectional, Causal, Cross, Mask, Prefix, PrefixTransposed
+from rankkit.masks import Backward, Bidirectional, Causal, Cross, Mask, Prefix, PrefixTransposed, Window
 from rankkit_kernels import row_blocks as kernel
 from rankkit_kernels.attention import FusedCall
 from rankkit_kernels.row_blocks import adjoint_product, gram_product, product, row_statistics
@@ -33,7 +33,8 @@ on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA devi
 
 def masks(n: int) -> list[Mask]:
     prefixes = [kind(p) for kind in (Prefix, PrefixTransposed) for p in sorted({0, 1, n // 2, n - 1, n})]
-    return [Causal(), Backward(), Bidirectional(), Cross(n, n + 3), Cross(n, max(1, n // 3)), *prefixes]
+    windows = [Window(n // 2), Window(0, 3), Window(2, 5), Window(100, 1), Window(0)]
+    return [Causal(), Backward(), Bidirectional(), Cross(n, n + 3), Cross(n, max(1, n // 3)), *prefixes, *windows]
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
@@ -122,10 +123,11 @@ def plans(draw: st.DrawFn) -> tuple[tuple[FusedCall, ...], int, int]:
     cuts = sorted(draw(st.sets(st.integers(1, rows), max_size=3)) | {0, rows})
     calls = []
     for start, stop in itertools.pairwise(cuts):
-        sees = draw(st.sampled_from(["all", "past", "future"]))
+        sees = draw(st.sampled_from(["all", "past", "future", "band"]))
         first = start if sees == "future" else draw(st.integers(0, start))
         last = stop if sees == "past" else draw(st.integers(stop, rows + spare))
-        calls.append(FusedCall((start, stop), (first, last), sees))
+        reach = [draw(st.integers(0, 8)) for _ in range(2)] if sees == "band" else []
+        calls.append(FusedCall((start, stop), (first, last), sees, *reach))
     return tuple(calls), rows, rows + spare
 
 
@@ -135,7 +137,8 @@ def seen_by(plan: Any, rows: int, columns: int) -> Tensor:
     allowed = torch.zeros(rows, columns, dtype=torch.bool)
     for call in plan:
         inside = (i >= call.rows[0]) & (i < call.rows[1]) & (j >= call.columns[0]) & (j < call.columns[1])
-        allowed |= inside & {"all": j >= 0, "past": j <= i, "future": j >= i}[call.sees]
+        near = (j >= i - call.behind) & (j <= i + call.ahead)
+        allowed |= inside & {"all": j >= 0, "past": j <= i, "future": j >= i, "band": near}[call.sees]
     return allowed
 
 

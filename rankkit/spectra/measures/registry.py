@@ -254,7 +254,7 @@ _ALL: Final = (
         needs="attention",
         compute=lambda attention, allowed: attention_entropy_relative(attention, allowed=allowed),
         error=lambda attention, allowed, eta: moved_attention_entropy_relative(attention, eta, allowed=allowed),
-        requires=frozenset({"attention"}),  # whose mask is known
+        requires=frozenset({"attention", "rows_sum_to_one"}),  # whose mask is known
     ),
     _of_attention(
         "mean_ipr",
