@@ -1,21 +1,17 @@
 """The one door to h5py: files are looked at before they are read.
 
-An HDF5 file may point at other files (external links, external storage, virtual datasets), name filters to load from
-shared libraries, declare terabytes in a few kilobytes, or run in circles. `opened` walks the whole file without
-reading data and refuses all of that; nothing else in this package opens a file for reading.
-
-Importing this module sets HDF5_PLUGIN_PRELOAD to "::", unless it is set already, before h5py is imported: HDF5 then
-loads no filter plugin from anywhere. It is the only side effect of importing rankkit.store.
+`opened` reads how the whole file is laid out before HDF5 does (rankkit.store.blueprint), then walks it without reading data
+(rankkit.store.walk, rankkit.store.attributes), and refuses what points elsewhere, runs in circles, asks for more than it can
+hold, or would be too much for HDF5; nothing else in this package opens a spectrum file for reading.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
-import os
 import re
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -24,16 +20,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankkit.errors import SpectrumFileError
-from rankkit.store.heaps import broken_heap
-from rankkit.store.schema import ATTRIBUTES_SUM, SCHEMA_VERSION
-
-os.environ.setdefault("HDF5_PLUGIN_PRELOAD", "::")
-import h5py  # after the environment variable, which HDF5 reads when it is loaded
+from rankkit.store.attributes import attributes_of, sha256_of_attributes, sha256_of_strings
+from rankkit.store.blueprint import check_blueprint
+from rankkit.store.library import damage, h5py, is_text, refusal
+from rankkit.store.schema import SCHEMA_VERSION
+from rankkit.store.unpacking import read_chunks
+from rankkit.store.walk import walk
 
 __all__ = [
     "DEFAULT_LIMIT",
     "attributes_of",
     "axis_names",
+    "blocks_of",
     "datasets_in",
     "h5py",
     "has_all_chunks",
@@ -48,40 +46,12 @@ __all__ = [
 DEFAULT_LIMIT = 8 << 30
 """Bytes that one array may take in memory: more than the arrays we expect, less than a workstation has."""
 
-_CHUNK_LIMIT = 64 << 20  # bytes of one chunk, which HDF5 allocates whole; ours are at most 1 MiB
-_STRING_LIMIT = 64 << 20  # bytes of text read from one dataset; a configuration is a few kilobytes
+_STRING_LIMIT = 16 << 20  # bytes of text read from one dataset; a configuration is a few kilobytes
 _LABEL_LIMIT = 4096  # characters of one label in an array of labels
-_LABELS_LIMIT = 100_000  # labels in one array
-_OBJECTS_LIMIT = 10_000  # groups and datasets in one file; two arms with all baselines and brackets hold 2000
-_DEPTH_LIMIT = 8  # groups inside groups; ours reach 3
-_ATTRIBUTE_LIMIT = 1024  # numbers in one attribute
-_FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
-_NUMBERS = {np.dtype(name) for name in ("<f8", "<f4", "<i8", "<i4", "<i1")}
-_NETCDF_ATTRIBUTES = {"CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST", "_Netcdf4Dimid", "_Netcdf4Coordinates"}
+_LABELS_BYTES = 64 << 20  # of an array of labels, in which NumPy gives every label the room of the longest
+_BLOCK_BYTES = 8 << 20  # of a variable that is read in blocks
+_CACHE_BYTES = 1 << 20  # of chunks, for each open dataset: hundreds are open while a file is verified
 _VERSION = re.compile(r"\d[0-9A-Za-z.+]{0,30}")
-
-# What h5py raises on a damaged file: it maps each class of HDF5's own errors to one of these.
-_DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError)
-
-
-@contextlib.contextmanager
-def _damage(path: str | Path, what: str) -> Iterator[None]:
-    """Turn what h5py raises on a damaged file into one line that names the file and the part."""
-    try:
-        yield
-    except _DAMAGE as error:
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise SpectrumFileError(
-            f"{path}: {what} must be readable, got {reason!r}. The file is damaged or cut short; "
-            "restore a copy of it or measure again."
-        ) from error
-
-
-def _refuse(file: h5py.File | h5py.Group | h5py.Dataset, name: str, must: str, found: object) -> SpectrumFileError:
-    return SpectrumFileError(
-        f"{file.file.filename}: {name} must {must}, got {found}. "
-        "Do not use this file; no version of rankkit writes such."
-    )
 
 
 @contextlib.contextmanager
@@ -103,9 +73,9 @@ def opened(path: str | Path, *, limit: int = DEFAULT_LIMIT) -> Iterator[h5py.Fil
     path = Path(path)
     file = _open(path)
     try:
-        with _damage(path, "its structure"):
+        with damage(path, "its structure"):
             _check_identity(file, path)
-            _walk(file, limit)
+            walk(file, size=path.stat().st_size, limit=limit)
             if attributes_of(file).get("complete") != 1:
                 raise SpectrumFileError(f"{path} must be complete, got an unfinished file. Measure again.")
         yield file
@@ -117,19 +87,14 @@ def _open(path: Path) -> h5py.File:
     if not path.is_file():
         found = "a folder" if path.is_dir() else "no such file"
         raise SpectrumFileError(f"{path} must be an HDF5 file, got {found}. Check the path.")
-    with _damage(path, "the file"):
+    with damage(path, "the file"):
         start = _first_bytes(path)
         if not start:
             raise SpectrumFileError(f"{path} must be an HDF5 file, got an empty one. Measure again.")
         if not h5py.is_hdf5(path):
             raise SpectrumFileError(f"{path} must be an HDF5 file, got one that starts with {start!r}. Check the path.")
-        heap = broken_heap(path)
-        if heap is not None:
-            raise SpectrumFileError(
-                f"{path} must hold whole text heaps, got a broken one at byte {heap}. The file is damaged; "
-                "restore a copy of it or measure again."
-            )
-        return h5py.File(path, "r", locking="best-effort")
+        check_blueprint(path)
+        return h5py.File(path, "r", locking="best-effort", rdcc_nbytes=_CACHE_BYTES)
 
 
 def _first_bytes(path: Path) -> bytes:
@@ -150,7 +115,7 @@ def _check_identity(file: h5py.File, path: Path) -> None:
     attributes = attributes_of(file)
     schema, version = str(attributes["rankkit_schema"]), str(attributes.get("rankkit_version", ""))
     major = schema.split(".")[0]
-    if not major.isdigit():
+    if not (major.isdecimal() and major.isascii()):
         raise SpectrumFileError(
             f"{path}: rankkit_schema must be a version such as {SCHEMA_VERSION}, got {schema[:20]!r}. Restore a copy."
         )
@@ -169,119 +134,60 @@ def is_newer(file: h5py.File) -> bool:
     return minor.isdecimal() and minor.isascii() and (int(major), int(minor[:9])) > ours
 
 
-def _walk(root: h5py.File, limit: int) -> None:
-    """Visit every object once, without reading data, and refuse what could read elsewhere or ask for too much."""
-    seen: set[int] = {h5py.h5o.get_info(root["/"].id).addr}
-    waiting: list[tuple[h5py.Group, int]] = [(root, 0)]
-    while waiting:
-        group, depth = waiting.pop()
-        attributes_of(group)
-        for name in group:
-            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                raise _refuse(root, f"{group.name}/{name}", "be inside the file", "a link to elsewhere")
-            entry = group[name]
-            address = h5py.h5o.get_info(entry.id).addr
-            if address in seen:
-                raise _refuse(root, f"{group.name}/{name}", "have one name", "a second name for the same object")
-            seen.add(address)
-            if len(seen) > _OBJECTS_LIMIT or depth >= _DEPTH_LIMIT:
-                raise _refuse(
-                    root, group.name, "be small", f"more than {_OBJECTS_LIMIT} objects or {_DEPTH_LIMIT} levels"
-                )
-            if isinstance(entry, h5py.Group):
-                waiting.append((entry, depth + 1))
-            elif isinstance(entry, h5py.Dataset):
-                _check_dataset(entry, limit)
-            else:
-                raise _refuse(root, entry.name, "be a dataset or a group", "a named type")
-
-
-def _check_dataset(dataset: h5py.Dataset, limit: int) -> None:
-    plan = dataset.id.get_create_plist()
-    if plan.get_layout() == h5py.h5d.VIRTUAL:
-        raise _refuse(dataset, dataset.name, "hold its data", "a virtual dataset")
-    if plan.get_external_count():
-        raise _refuse(dataset, dataset.name, "hold its data", "external storage")
-    filters = {plan.get_filter(number)[0] for number in range(plan.get_nfilters())}
-    if not filters <= _FILTERS:
-        raise _refuse(dataset, dataset.name, "use gzip, shuffle and fletcher32 only", f"filters {sorted(filters)}")
-    if dataset.shape is None:
-        raise _refuse(dataset, dataset.name, "have a shape", "an empty one")
-    text = _is_text(dataset.dtype)
-    if not text and dataset.dtype not in _NUMBERS:
-        raise _refuse(dataset, dataset.name, "hold numbers or UTF-8 text", f"type {dataset.dtype}")
-    count = math.prod(dataset.shape)
-    if text and (filters or count > _LABELS_LIMIT):
-        raise _refuse(dataset, dataset.name, f"hold at most {_LABELS_LIMIT} plain labels", f"{count}")
-    size, chunk = count * dataset.dtype.itemsize, math.prod(dataset.chunks or ()) * dataset.dtype.itemsize
-    if size > limit or chunk > _CHUNK_LIMIT:
-        raise SpectrumFileError(
-            f"{dataset.file.filename}: {dataset.name} must take at most {limit} bytes, in chunks of at most "
-            f"{_CHUNK_LIMIT}, got {size} in chunks of {chunk}. Raise the limit if you trust the file."
-        )
-    attributes_of(dataset)
-
-
-def _is_text(dtype: np.dtype[Any]) -> bool:
-    info = h5py.check_string_dtype(dtype)
-    return info is not None and info.length is None and info.encoding == "utf-8"
-
-
-def attributes_of(entry: h5py.File | h5py.Group | h5py.Dataset) -> dict[str, Any]:
-    """The attributes of a file, group or dataset, without those that belong to netCDF-4's own bookkeeping.
-
-    Returns:
-        str, int or float by name; a one-dimensional attribute becomes an array.
-
-    Raises:
-        SpectrumFileError: an attribute is of a type or size that we never write.
-    """
-    attributes: dict[str, Any] = {}
-    for name in entry.attrs:
-        if name in _NETCDF_ATTRIBUTES:
-            continue
-        identifier = entry.attrs.get_id(name)
-        text = _is_text(identifier.dtype)
-        if not text and identifier.dtype.kind not in "iuf":
-            raise _refuse(entry, f"attribute {name!r}", "be text or a number", f"type {identifier.dtype}")
-        if len(identifier.shape) > 1 or math.prod(identifier.shape) > _ATTRIBUTE_LIMIT or (text and identifier.shape):
-            raise _refuse(entry, f"attribute {name!r}", "be small", f"shape {identifier.shape}")
-        value = entry.attrs[name]
-        if isinstance(value, str):
-            value.encode("utf-8")  # h5py lets other bytes through as surrogates, which nothing can print: damage
-        attributes[name] = value.item() if isinstance(value, np.generic) else value
-    return attributes
-
-
 def axis_names(dataset: h5py.Dataset) -> list[list[str]]:
-    """The names of the dimension scales attached to every axis.
+    """The names of the dimension scales attached to every axis; one that stands nowhere in the file is "".
 
     Raises:
         SpectrumFileError: the labels are damaged.
     """
-    with _damage(dataset.file.filename, f"the axes of {dataset.name}"):
-        return [[scale.name.rpartition("/")[2] for scale in axis.values()] for axis in dataset.dims]
+    with damage(dataset.file.filename, f"the axes of {dataset.name}"):
+        return [[(scale.name or "").rpartition("/")[2] for scale in axis.values()] for axis in dataset.dims]
 
 
 def has_all_chunks(dataset: h5py.Dataset) -> bool:
-    """Whether every chunk is stored once, through every filter.
+    """Whether every chunk is stored once, through every filter, and one of these is a checksum.
 
     A lost chunk reads as fill values and a chunk that skips a filter evades its checksum, both in silence.
 
     Raises:
         SpectrumFileError: the index is damaged.
     """
-    stored: list[tuple[int, ...]] = []
-    filtered: list[bool] = []
+    plan = dataset.id.get_create_plist()
+    if h5py.h5z.FILTER_FLETCHER32 not in {plan.get_filter(number)[0] for number in range(plan.get_nfilters())}:
+        return False
+    counts = [-(-size // chunk) for size, chunk in zip(dataset.shape, dataset.chunks, strict=True)]
+    stored, strange = (
+        array("q"),
+        array("q"),
+    )  # of places in the grid of chunks; lists of tuples would take 30 times more
 
     def visit(chunk: Any) -> None:
-        stored.append(tuple(chunk.chunk_offset))
-        filtered.append(chunk.filter_mask == 0)
+        place = 0
+        for offset, size, count in zip(chunk.chunk_offset, dataset.chunks, counts, strict=True):
+            place = place * count + offset // size
+        stored.append(place)
+        if chunk.filter_mask:
+            strange.append(place)
 
-    with _damage(dataset.file.filename, f"the chunks of {dataset.name}"):
+    with damage(dataset.file.filename, f"the chunks of {dataset.name}"):
         dataset.id.chunk_iter(visit)
-    starts = [range(0, size, chunk) for size, chunk in zip(dataset.shape, dataset.chunks, strict=True)]
-    return all(filtered) and sorted(stored) == list(product(*starts))
+    expected = math.prod(counts)
+    return not strange and len(stored) == expected and bool((np.sort(stored) == np.arange(expected)).all())
+
+
+def blocks_of(dataset: h5py.Dataset) -> Iterator[tuple[slice, ...]]:
+    """Selections that together are a numeric variable, each of whole chunks and, where one chunk allows, at most 8 MiB.
+
+    Yields:
+        A slice along every axis.
+    """
+    chunks = dataset.chunks or (1,) * dataset.ndim
+    block, size = list(chunks), dataset.dtype.itemsize * math.prod(chunks)
+    for axis in reversed(range(dataset.ndim)):
+        many = max(1, min(_BLOCK_BYTES // size, -(-dataset.shape[axis] // chunks[axis])))
+        block[axis], size = many * chunks[axis], many * size
+    for starts in product(*(range(0, length, step) for length, step in zip(dataset.shape, block, strict=True))):
+        yield tuple(slice(start, start + step) for start, step in zip(starts, block, strict=True))
 
 
 def datasets_in(group: h5py.Group) -> dict[str, h5py.Dataset]:
@@ -296,17 +202,21 @@ def read_strings(dataset: h5py.Dataset) -> list[str]:
         The texts, in storage order.
 
     Raises:
-        SpectrumFileError: it is damaged, not UTF-8, or longer than any we write.
+        SpectrumFileError: it holds no text, is damaged, not UTF-8, or longer than any we write.
     """
+    if not is_text(dataset.dtype):
+        raise refusal(dataset, dataset.name, "hold UTF-8 text", f"type {dataset.dtype}")
     texts: list[str] = []
-    total = 0
-    with _damage(dataset.file.filename, dataset.name):
+    total = longest = 0
+    with damage(dataset.file.filename, dataset.name):
         for index in np.ndindex(dataset.shape):
-            text = dataset[index].decode("utf-8")
-            total += len(text)
-            if total > _STRING_LIMIT or (dataset.shape and len(text) > _LABEL_LIMIT):
-                raise _refuse(dataset, dataset.name, "hold short texts", f"more than {len(text)} characters")
-            texts.append(text)
+            stored = dataset[index]
+            texts.append(stored.decode("utf-8"))
+            total, longest = total + len(stored), max(longest, len(texts[-1]))
+            if total > _STRING_LIMIT or (dataset.shape and longest > _LABEL_LIMIT):
+                raise refusal(dataset, dataset.name, "hold short texts", f"more than {longest} characters")
+    if dataset.shape and 4 * longest * len(texts) > _LABELS_BYTES:
+        raise refusal(dataset, dataset.name, "hold short texts", f"{len(texts)} of up to {longest} characters")
     return texts
 
 
@@ -319,27 +229,7 @@ def read_array(dataset: h5py.Dataset, selection: Any = ...) -> NDArray[Any]:
     Raises:
         SpectrumFileError: it is damaged.
     """
-    if _is_text(dataset.dtype):
+    if is_text(dataset.dtype):
         return np.asarray(read_strings(dataset), dtype=np.str_).reshape(dataset.shape)
-    with _damage(dataset.file.filename, dataset.name):
-        return np.asarray(dataset[selection])
-
-
-def sha256_of_attributes(file: h5py.File) -> str:
-    """SHA-256, in hexadecimal, of every text attribute in a file, which HDF5 stores without a checksum.
-
-    The root attribute that holds this very sum is left out.
-    """
-    entries: list[tuple[str, h5py.Group | h5py.Dataset]] = [("/", file)]
-    file.visititems(lambda name, entry: entries.append((name, entry)))
-    return sha256_of_strings(
-        f"{path} {name} {value}"
-        for path, entry in sorted(entries, key=lambda item: item[0])
-        for name, value in sorted(attributes_of(entry).items())
-        if isinstance(value, str) and (path, name) != ("/", ATTRIBUTES_SUM)
-    )
-
-
-def sha256_of_strings(texts: Iterable[str]) -> str:
-    """SHA-256, in hexadecimal, of texts joined by NUL: the checksum of text, which fletcher32 cannot cover."""
-    return hashlib.sha256("\0".join(texts).encode("utf-8")).hexdigest()
+    with damage(dataset.file.filename, dataset.name):
+        return read_chunks(dataset, selection) if dataset.chunks else np.asarray(dataset[selection])

@@ -25,6 +25,8 @@ _SMALLEST_COLLECTION = 4096  # bytes; HDF5 refuses smaller ones itself
 def broken_heap(path: Path) -> int | None:
     """The position of the first text heap that does not add up, or None; reads the whole file once.
 
+    Heaps that lie inside one another do not add up either: each would be followed through all the others.
+
     Args:
         path: a file that is not empty.
 
@@ -32,24 +34,27 @@ def broken_heap(path: Path) -> int | None:
         Offset in bytes.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        room = len(data) // _OBJECT_HEADER.size  # objects, in heaps that lie side by side
         for match in _SIGNATURE.finditer(data):
-            if not _adds_up(data, match.start()):
+            found = _objects(data, match.start())
+            if found is None or found > room:
                 return match.start()
+            room -= found
     return None
 
 
-def _adds_up(data: mmap.mmap, start: int) -> bool:
-    """Whether the objects of one collection fill it exactly."""
+def _objects(data: mmap.mmap, start: int) -> int | None:
+    """How many objects fill one collection exactly; None where they do not."""
     if start + _COLLECTION_HEADER > len(data):
-        return False
+        return None
     end = start + int.from_bytes(data[start + 8 : start + 16], "little")
     if end - start < _SMALLEST_COLLECTION or end > len(data):
-        return True  # not a collection that HDF5 would read: it checks the size itself
-    position = start + _COLLECTION_HEADER
+        return 0  # not a collection that HDF5 would read: it checks the size itself
+    position, found = start + _COLLECTION_HEADER, 0
     while position + _OBJECT_HEADER.size <= end:
         index, _, _, size = _OBJECT_HEADER.unpack_from(data, position)
         step = size if index == 0 else _OBJECT_HEADER.size + -(-size // 8) * 8
         if step < _OBJECT_HEADER.size or position + step > end:
-            return False
-        position += step
-    return True
+            return None
+        position, found = position + step, found + 1
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,16 @@ from rankkit.axes import SPECTRUM_AXES
 from rankkit.errors import SpectrumFileError
 from rankkit.store import schema
 from rankkit.store.datasets import has_type
-from rankkit.store.hdf5 import DEFAULT_LIMIT, attributes_of, datasets_in, h5py, opened, read_array, read_strings
+from rankkit.store.hdf5 import (
+    DEFAULT_LIMIT,
+    attributes_of,
+    blocks_of,
+    datasets_in,
+    h5py,
+    opened,
+    read_array,
+    read_strings,
+)
 from rankkit.store.layout import Attribute
 from rankkit.store.names import arm_of, baseline_of
 from rankkit.store.reasons import read_reasons
@@ -266,15 +276,20 @@ def _axes_of(group: h5py.Group) -> list[str]:
 
 
 def _counts(dataset: h5py.Dataset, names: tuple[str, ...]) -> dict[str, int]:
-    codes, counts = np.unique(read_array(dataset), return_counts=True)
+    """How many matrices have each code."""
+    counts: Counter[int] = Counter()
+    for block in blocks_of(dataset):
+        codes, found = np.unique(read_array(dataset, block), return_counts=True)
+        counts.update(dict(zip(codes.tolist(), found.tolist(), strict=True)))
     return {
-        names[code] if 0 <= code < len(names) else f"unknown code {code}": int(count)
-        for code, count in zip(codes.tolist(), counts, strict=True)
+        names[code] if 0 <= code < len(names) else f"unknown code {code}": count
+        for code, count in sorted(counts.items())
     }
 
 
 def _share(dataset: h5py.Dataset, values: int) -> float:
-    return float(read_array(dataset).sum(dtype=np.int64) / values) if values else float("nan")
+    total = sum(int(read_array(dataset, block).sum(dtype=np.int64)) for block in blocks_of(dataset))
+    return total / values if values else float("nan")
 
 
 def _comparison(groups: Mapping[str, h5py.Group]) -> ComparisonDescription | None:

@@ -383,7 +383,6 @@ EDITS = [
     (without_scale, "gpt: logit_scale must be given beside queries and keys, got none"),
     (with_scale(np.inf), "gpt: logit_scale must be a finite number, got inf"),
     (with_scale("much"), "gpt: logit_scale must be a finite number, got 'much'"),
-    (without("gpt/feature"), "gpt/feature must exist, got nothing of that name"),
     (in_double_precision, "gpt/keys must be of type float32, got float64"),
     (in_one_piece, "gpt/prefix_length must have a checksum, got numbers that lie in one piece"),
     (at("attention", (0, 0, 1, 0, 1, 5, 0), 1.5), f"gpt: {BETWEEN}, {CELL}"),
