@@ -9,6 +9,7 @@ from rankkit.studies.functional_sweep import functional_rank, plan_functional_ra
 from rankkit.studies.losses import LossComparison, compare_losses, verdict
 from rankkit.studies.measure import Measured, measure_attention, measure_run
 from rankkit.studies.measure_config import MeasureConfig
+from rankkit.studies.merge import Merged, merge
 from rankkit.studies.run import Run, create_run, load_model, open_run
 from rankkit.studies.run_source import plan_measurement
 from rankkit.studies.train_pair import train_pair, train_units
@@ -20,6 +21,7 @@ __all__ = [
     "LossComparison",
     "MeasureConfig",
     "Measured",
+    "Merged",
     "Run",
     "build_certificate",
     "certificate_problems",
@@ -30,6 +32,7 @@ __all__ = [
     "load_model",
     "measure_attention",
     "measure_run",
+    "merge",
     "open_run",
     "plan_functional_rank",
     "plan_measurement",

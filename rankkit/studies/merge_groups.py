@@ -104,7 +104,7 @@ def _layout(
     name: str, parts: Sequence[Part], labels: Mapping[str, tuple[Any, ...]], order: Sequence[str]
 ) -> GroupLayout:
     first = parts[0]
-    measures, outputs = (_ordered(found, order) for found in (first.contents.measures, first.layer_measures))
+    measures, outputs = _ordered(first.contents.measures, order), _ordered(first.layer_measures, list(MEASURES))
     sizes = {axis: len(first.places[axis]) for axis in COUNTED if axis in first.places}
     arrays = _arrays(name, parts, {**labels, **{axis: tuple(range(size)) for axis, size in sizes.items()}})
     named = (*schema.GROUP_ATTRIBUTES, *schema.OPTIONAL_GROUP_ATTRIBUTES)

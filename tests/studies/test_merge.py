@@ -86,19 +86,14 @@ def assert_pieces_equal_whole(run: Run, folder: Path, common: Mapping[str, Any],
 def test_a_run_measured_in_pieces_merges_into_the_bytes_of_one_measurement(
     run: Run, unverified: None, tmp_path: Path
 ) -> None:
-    """Seeds, shards of samples and regions, with all that a measurement can add; layers and heads are parted below."""
+    """Seeds and shards of samples, with all that a measurement can add; regions, layers and heads are parted below."""
     common: dict[str, Any] = {
         "sequence_length": 12, "samples": 10, "layers": (1,), "heads": (0, 2), "baselines": ("init",),
         "layer_output": True, "keep_qk": True, "keep_attention": True, "regions": REGIONS[:2],
-        "measures": ("effective_rank", "log10_smallest_singular_value"),
+        "measures": ("stable_rank", "effective_rank"),
     }  # fmt: skip
-    second = {"seeds": (1,), "shard": (0, 2)}
-    assert_pieces_equal_whole(run, tmp_path, common, [
-        {"seeds": (0,)},
-        {"seeds": (1,), "shard": (1, 2)},
-        {**second, "regions": REGIONS[:1]},
-        {**second, "regions": REGIONS[1:2]},
-    ])  # fmt: skip
+    pieces = [{"seeds": (0,)}, {"seeds": (1,), "shard": (1, 2)}, {"seeds": (1,), "shard": (0, 2)}]
+    assert_pieces_equal_whole(run, tmp_path, common, pieces)
 
 
 def test_regions_with_and_without_the_matrix_merge_into_one_file(run: Run, unverified: None, tmp_path: Path) -> None:
@@ -106,6 +101,7 @@ def test_regions_with_and_without_the_matrix_merge_into_one_file(run: Run, unver
     common = {
         "memory_budget": 40_000,  # a matrix of the prefix block with its working copies fits, a whole one does not
         "matrix_free": FAST, "samples": 1, "seeds": (0,), "layers": (1,), "heads": (0,),
+        "measures": (*FEW, "log10_smallest_singular_value"),  # unavailable in some places, each with its reason
     }  # fmt: skip
     pieces = [{"regions": REGIONS[:1]}, {"regions": REGIONS[1:2]}, {"regions": REGIONS[2:]}]
     assert_pieces_equal_whole(run, tmp_path, common, pieces)
