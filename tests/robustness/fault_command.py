@@ -98,14 +98,18 @@ def redirect(folder: Path) -> None:
         os.close(descriptor)
 
 
-def become(arguments: Sequence[str], *, folder: Path, environment: dict[str, str], shim: Path | None) -> NoReturn:
-    """Turn this forked child into the command, from its first line to the last of its interpreter's end.
+def become(
+    arguments: Sequence[str], *, folder: Path, environment: dict[str, str], shim: Path | None, to_the_end: bool
+) -> NoReturn:
+    """Turn this forked child into the command.
 
     Args:
         arguments: of rankkit.
         folder: to work in; standard output and error go to the files `stdout` and `stderr` beside it.
         environment: added to that of the process.
         shim: library to arm, which reads its orders from the environment.
+        to_the_end: whether the interpreter and the libraries finish as they do for users, which takes a while; HDF5 has
+            crashed there after a refused write.
     """
     import ctypes
 
@@ -122,6 +126,8 @@ def become(arguments: Sequence[str], *, folder: Path, environment: dict[str, str
         traceback.print_exc()
         code = 70
     sys.stderr.flush()
+    if not to_the_end:
+        os._exit(code)
     ctypes.pythonapi.Py_Exit(code)
     raise AssertionError("the interpreter has ended")
 

@@ -165,21 +165,22 @@ class Injector:
                 (self.scratch / "log").write_bytes(b"")
                 environment["FAULT_LOG"] = str(self.scratch / "log")
         sys.stdout.flush()
-        start = self._spawn if fresh else self._fork
-        pid = start(arguments, environment, self.shim if fault is not None else None)
+        pid = self._spawn(arguments, environment) if fresh else self._fork(arguments, environment, fault)
         status, hung = _wait(pid, fault)
         calls, fired, _ = struct.unpack(_STATE, (self.scratch / "state").read_bytes())
         errors = (self.scratch / "stderr").read_text(encoding="utf-8", errors="replace")
         fired = bool(fired) or (fault is not None and fault.kind == "moment" and status == -signal.SIGKILL)
         return Ended(status, errors, calls, fired, hung)
 
-    def _fork(self, arguments: Sequence[str], environment: dict[str, str], shim: Path | None) -> int:
+    def _fork(self, arguments: Sequence[str], environment: dict[str, str], fault: Fault | None) -> int:
         pid = os.fork()
         if pid == 0:
-            become(arguments, folder=self.place, environment=environment, shim=shim)
+            refused = fault not in (None, NO_FAULT) and not fault.is_kill
+            shim = self.shim if fault is not None else None
+            become(arguments, folder=self.place, environment=environment, shim=shim, to_the_end=refused)
         return pid
 
-    def _spawn(self, arguments: Sequence[str], environment: dict[str, str], _: Path | None) -> int:
+    def _spawn(self, arguments: Sequence[str], environment: dict[str, str]) -> int:
         tests = str(Path(__file__).parent.parent)
         command = [sys.executable, "-m", "robustness.fault_command", *arguments]
         pid = os.fork()

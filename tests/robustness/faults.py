@@ -29,22 +29,14 @@ from pathlib import Path
 from time import perf_counter, sleep
 from typing import Any, Final
 
-from robustness.fault_checks import CATEGORIES, Problem
+from robustness.fault_checks import Problem
 from robustness.fault_command import import_all
 from robustness.fault_injection import Fault, Injector, build_shim, why_no_shim
-from robustness.fault_workloads import WORKLOADS, Workload, make_inputs
+from robustness.fault_table import CATEGORIES, KINDS, fault_table
+from robustness.fault_workloads import WORKLOADS, Making, Workload, make_inputs
 
-__all__ = ["main", "rows"]
+__all__ = ["main", "run"]
 
-KINDS: Final = {
-    "kill": "killed before a call",
-    "torn": "killed in the middle of a write",
-    "die": "one of its processes killed",
-    "moment": "killed at a random moment",
-    "full": "disk full: half a write, then `ENOSPC`",
-    "ENOSPC": "`ENOSPC` once",
-    "EIO": "`EIO` once",
-}
 _BY_CALL: Final = {
     "write": ("kill", "torn", "full", "EIO"),
     "create": ("kill", "full", "EIO"),
@@ -54,7 +46,7 @@ _BY_CALL: Final = {
     "other": ("kill", "EIO"),
 }
 """How each kind of call fails on real machines."""
-_MOMENTS: Final = 50  # random kills of each workload
+_MOMENTS: Final = 30  # random kills of each workload
 _SUBREAPER: Final = 36  # PR_SET_CHILD_SUBREAPER
 
 _CORES: Final = sorted(os.sched_getaffinity(0))
@@ -142,26 +134,6 @@ def summary_of(workload: Workload, results: Sequence[Mapping[str, Any]], begun: 
     }
 
 
-def rows(summary: Mapping[str, Any]) -> list[str]:
-    """The lines of a Markdown table, its heading first: a row for each command."""
-    heading = [
-        "command",
-        "faults",
-        *KINDS.values(),
-        "lost",
-        "unreadable",
-        "wrong bytes after resuming",
-        "unclear errors",
-    ]
-    lines = [heading, ["---", *["---:"] * (len(heading) - 1)]]
-    for name, found in summary["workloads"].items():
-        faults, problems = found["faults"], found["problems"]
-        counts = [sum(faults.values()), *(faults[kind] for kind in KINDS)]
-        bad = [problems["lost"], problems["unreadable"], problems["wrong"] + problems["not resumed"]]
-        lines.append([f"`{name}`", *map(str, [*counts, *bad, problems["unclear"] + problems["hang"]])])
-    return [f"| {' | '.join(cells)} |" for cells in lines]
-
-
 def run(
     names: Sequence[str], *, count: int | None, seed: int, workers: int, pause: Path | None, scratch: Path
 ) -> dict[str, Any]:
@@ -185,10 +157,11 @@ def run(
     first = Injector(shim=shim, scratch=scratch / "first")
     first.place.mkdir(parents=True)
     inputs = scratch / "inputs"
-    make_inputs(first, inputs)
+    workloads = [WORKLOADS[name](name, inputs) for name in names]
+    make_inputs(first, inputs, shards=any(isinstance(workload, Making) for workload in workloads))
     found: dict[str, Any] = {}
-    for name in names:
-        workload = WORKLOADS[name](name, inputs)
+    for workload in workloads:
+        name = workload.name
         begun = workload.learn(first)
         faults = faults_of(workload, seed) if workload.calls else []
         most = min(each for each in (count, workload.at_most, len(faults)) if each is not None)
@@ -231,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         shutil.rmtree(folder)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    print("\n".join(rows(summary)))
+    print(fault_table(summary), end="")
     return int(any(summary["problems"].values()))
 
 

@@ -9,14 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from robustness.fault_checks import CATEGORIES, unsynced
+from robustness.fault_checks import unsynced
 from robustness.fault_injection import Call, build_shim, read_log, why_no_shim
-from robustness.faults import KINDS, rows
+from robustness.fault_table import CATEGORIES, KINDS, fault_table
 
 pytestmark = pytest.mark.skipif(why_no_shim() is not None, reason=f"faults need another machine: {why_no_shim()}")
 
 TESTS = Path(__file__).parent.parent
-FAULTS_OF_EACH = 5
+WORKLOADS = ("train-pair", "spectrum")
+"""Those of files of one kind; `make faults` has all."""
 WRITERS = """
 import ctypes, pathlib, sys
 import h5py, numpy, torch, safetensors.torch
@@ -103,20 +104,26 @@ def test_a_name_given_before_its_bytes_were_synced_is_found() -> None:
 
 
 def test_twenty_faults_lose_nothing_and_leave_only_whole_files(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "robustness.faults", "--workers", "1"]
-    options = ["--sample", str(FAULTS_OF_EACH), "--seed", "1", "--out", str(tmp_path / "faults.json")]
+    command = [sys.executable, "-m", "robustness.faults", "--workers", "1", "--out", str(tmp_path / "faults.json")]
+    options = ["--sample", "10", "--seed", "1", *(word for name in WORKLOADS for word in ("--workload", name))]
     environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     ended = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     summary = json.loads((tmp_path / "faults.json").read_text())
     assert summary["faults"] >= 18  # a random moment may come after the end
     assert summary["problems"] == dict.fromkeys(CATEGORIES, 0)
-    assert ended.stdout.splitlines() == rows(summary)
+    assert ended.stdout == fault_table(summary)
 
 
-def test_the_table_has_a_row_for_each_command_and_adds_up() -> None:
-    faults = {kind: number for number, kind in enumerate(KINDS)}
+def test_the_table_has_a_row_for_each_command_and_all_faults_add_up() -> None:
+    faults = {kind: 1 + number for number, kind in enumerate(KINDS)}
     problems = {category: 10 + number for number, category in enumerate(CATEGORIES)}
-    heading, rule, row = rows({"workloads": {"spectrum": {"faults": faults, "problems": problems}}})
-    assert heading.count("|") == rule.count("|") == row.count("|")
-    assert row == "| `spectrum` | 21 | 0 | 1 | 2 | 3 | 4 | 5 | 6 | 10 | 11 | 28 | 27 |"
+    found = {"faults": faults, "problems": problems}
+    facts = {"date": "2026-01-02", "seconds": 600, "seed": 7, "versions": {"torch": "2.13.0"}}
+    table = fault_table({**facts, "faults": 56, "problems": problems, "workloads": {"merge": found, "export": found}})
+    heading, rule, *rows, _, line = table.splitlines()
+    assert heading.count("|") == rule.count("|") == rows[0].count("|")
+    assert rows[0] == "| `merge` | 10 | 11 | 7 | 10 | 11 | 28 | 59 |"
+    assert rows[2] == "| all | 20 | 22 | 14 | 20 | 22 | 56 | 118 |"
+    assert line.startswith("56 faults (2 killed before a system call, 4 killed in the middle of a write, ")
+    assert line.endswith("; seed 7), 2026-01-02: 108 failures in 10 minutes. torch 2.13.0.")
