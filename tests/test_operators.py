@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from rankkit.errors import ConfigurationError
-from rankkit.masks import Backward, Bidirectional, Causal, Cross, Mask, Padded, Prefix, PrefixTransposed
+from rankkit.masks import Backward, Bidirectional, Causal, Cross, Mask, Padded, Prefix, PrefixTransposed, Window
 from rankkit.operators import AttentionOperator, DenseOperator
+from rankkit.spectra import spectrum
 
 N, FEATURES = 12, 4
 
@@ -88,7 +89,10 @@ def test_misuse_is_refused() -> None:
         operator(Causal()).leading(1).without_first_key()
 
 
-MASKS = [Causal(), Backward(), Bidirectional(), Prefix(5), Prefix(N), PrefixTransposed(5), Padded(Prefix(3), 7)]
+MASKS = [
+    Causal(), Backward(), Bidirectional(), Prefix(5), Prefix(N), PrefixTransposed(5), Padded(Prefix(3), 7),
+    Window(4), Window(0, 2), Window(3, 1), Padded(Causal(), 7, 5), Padded(Window(2, 2), 8, 3),
+]  # fmt: skip
 
 
 def factors(rows: int, columns: int, *leading: int, std: float = 1.5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -218,6 +222,38 @@ def test_a_matrix_of_ones_own_says_what_holds_for_it() -> None:
     assert DenseOperator(matrix=operator(Prefix(5)).dense() - 0.5).structure == {"square"}
     attention[0, 3, 3] = torch.nan  # one matrix that failed does not decide for the other
     assert "rows_sum_to_one" in DenseOperator(matrix=attention).structure
+
+
+HALVES = [torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_attention_that_was_saved_in_half_precision_is_still_attention(dtype: torch.dtype) -> None:
+    """Many of 3000 entries round alike, or underflow: rows are 1e-3 to 1e-2 off."""
+    generator = torch.Generator().manual_seed(1)
+    query, key = (2 * torch.rand(2, 3000, 4, generator=generator) for _ in range(2))
+    op = AttentionOperator(query=query[:, :8], key=key, mask=Cross(8, 3000), scale=0.5)
+    stored = op.dense().to(dtype)
+    for computed in (stored, torch.softmax(op.logits().to(dtype), dim=-1)):
+        assert float((computed.double().sum(dim=-1) - 1).abs().max()) > 1e-5
+        assert "rows_sum_to_one" in DenseOperator(matrix=computed).structure
+        assert "rows_sum_to_one" in DenseOperator(matrix=computed.float(), precision=dtype).structure
+    assert "rows_sum_to_one" not in DenseOperator(matrix=stored.float()).structure
+    assert "rows_sum_to_one" not in DenseOperator(matrix=0.9 * stored).structure
+
+
+def test_the_precision_of_entries_decides_their_error() -> None:
+    matrix = operator(Causal()).dense().bfloat16()
+    stored, kept = DenseOperator(matrix=matrix), DenseOperator(matrix=matrix.float(), precision=torch.bfloat16)
+    given = {"measures": ("effective_rank", "attention_entropy"), "method": "svd"}
+    found, expected = spectrum(kept, **given), spectrum(stored, **given)
+    assert (
+        float(found.floor_model) == float(expected.floor_model) > float(spectrum(matrix.float(), **given).floor_model)
+    )
+    assert found.errors["attention_entropy"] == expected.errors["attention_entropy"]
+    assert kept.flattened().precision == torch.bfloat16
+    with pytest.raises(ConfigurationError, match=r"precision must be a floating-point dtype, got torch\.int8"):
+        DenseOperator(matrix=matrix, precision=torch.int8)
 
 
 def test_parts_of_a_batch_are_the_matrices_of_the_batch() -> None:

@@ -22,6 +22,7 @@ from rankkit.masks import Backward, Bidirectional, Causal, Cross, Mask, Padded, 
 from rankkit.operators import AttentionOperator, DenseBias, OffsetBias
 from rankkit.operators.attention import product_path
 from rankkit.spectra import spectrum
+from rankkit.spectra.baselines import baseline
 from rankkit.spectra.measures import MEASURES
 from rankkit.spectra.result import STATUSES
 from rankkit_kernels.adjoint import adjoint_path, attend_adjoint
@@ -342,6 +343,54 @@ def test_what_padding_holds_does_not_count() -> None:
     values[:, :2], values[:, :, 10:] = torch.nan, torch.inf
     found = spectrum(example(bias=DenseBias(values=values), mask=Padded(Causal(), 8, 2)))
     assert [STATUSES[code] for code in found.status] == ["ok", "ok"]
+
+
+@pytest.mark.parametrize(
+    "options", [{"bias": None, "mask": Window(5, 5)}, {"mask": Bidirectional()}, {"mask": Prefix(6)}]
+)
+def test_equal_queries_make_no_equal_rows_where_position_counts(options: dict[str, Any]) -> None:
+    op = example(**options)
+    op.query[1, 2] = op.query[1, 4]
+    exact = np.linalg.slogdet(written_out(op).numpy())[1]
+    found = spectrum(op, measures=("log_abs_det", "log_abs_det_bound"))
+    assert bool((found.log_abs_det_bound < 1e-6).all())
+    np.testing.assert_allclose(found.log_abs_det.numpy(), exact, rtol=1e-9)
+
+
+def test_equal_queries_make_equal_rows_beside_a_sink_and_under_a_cap() -> None:
+    op = example(bias=None, mask=Prefix(6))
+    op.query[1, 2] = op.query[1, 4]
+    assert spectrum(op, measures=("log_abs_det",)).log_abs_det.isneginf().tolist() == [False, True]
+
+
+# Baselines.
+
+
+@pytest.mark.parametrize("name", ["uniform", "gaussian"])
+def test_baselines_of_logits_have_neither_cap_nor_bias_nor_sink(name: str) -> None:
+    op = example(mask=Window(4))
+    found = baseline(name, op, seed=1, names=["one", "other"])
+    assert not found.scores
+    torch.testing.assert_close(found.dense().sum(dim=-1), torch.ones(2, 12, dtype=torch.float64))
+    assert bool((found.dense() > 0).eq(Window(4).allowed(12)).all())
+    if name == "gaussian":
+        stds = [spectrum(each, measures=("logit_std",)).logit_std for each in (found, op)]
+        torch.testing.assert_close(*stds, rtol=1e-12, atol=0)
+
+
+def test_the_baseline_of_logits_has_them_after_cap_and_bias_and_0_for_padding() -> None:
+    op = example(mask=Padded(Causal(), 8, 3))
+    matrix, logits = baseline("logits", op, seed=1, names=["one", "other"]).dense(), torch.from_numpy(logits_of(op))
+    torch.testing.assert_close(matrix[:, 3:11, 3:11], logits[:, 3:11, 3:11], rtol=0, atol=1e-13)
+    matrix[:, 3:11, 3:11] = 0
+    assert not bool(matrix.any())
+
+
+def test_shuffled_rows_keep_what_the_sink_left_them() -> None:
+    op = example(mask=Window(4))
+    found = baseline("shuffled", op, seed=1, names=["one", "other"])
+    torch.testing.assert_close(found.dense().sum(dim=-1), op.dense().sum(dim=-1), rtol=0, atol=1e-14)
+    assert "rows_sum_to_one" not in found.structure
 
 
 # The rule, and what runs.

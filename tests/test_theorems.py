@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -23,11 +24,12 @@ from hypothesis import strategies as st
 from tiny import model_config, widen
 
 from rankkit.hooks import capture
-from rankkit.masks import Backward, Bidirectional, Causal, Cross, Mask, Prefix, PrefixTransposed
+from rankkit.masks import Backward, Bidirectional, Causal, Cross, Mask, Prefix, PrefixTransposed, Window
 from rankkit.models import Transformer
 from rankkit.models.transformer import rotate, rotation_angles
-from rankkit.operators import AttentionOperator
+from rankkit.operators import AttentionOperator, OffsetBias
 from rankkit.spectra import measures
+from rankkit.spectra import spectrum as spectrum_of
 from rankkit.spectra.determinant import log_abs_det
 from rankkit.spectra.triangular import log10_smallest_singular_value
 from rankkit_kernels.singular_values import singular_values
@@ -90,9 +92,40 @@ def prefixes(draw: st.DrawFn) -> AttentionOperator:
     return op.with_mask(Prefix(p))
 
 
+@st.composite
+def scored(draw: st.DrawFn, mask: st.SearchStrategy[Mask]) -> AttentionOperator:
+    """With a cap, a bias by offset and a sink, or some of them."""
+    op = draw(operators(mask=mask))
+    random = np.random.default_rng(draw(st.integers(0, 9999)))
+    bias = OffsetBias(values=torch.from_numpy(2 * random.standard_normal(2 * op.rows - 1)))
+    return replace(
+        op,
+        softcap=draw(st.sampled_from([None, 1.0, 8.0])),
+        bias=draw(st.sampled_from([None, bias])),
+        sink=draw(st.sampled_from([None, torch.tensor(random.normal(scale=3), dtype=torch.float64)])),
+    )
+
+
+def windows() -> st.SearchStrategy[Mask]:
+    """Those with one side: triangles."""
+    return st.one_of(st.integers(0, 9).map(Window), st.integers(0, 9).map(lambda ahead: Window(0, ahead)))
+
+
 def in_digits(op: AttentionOperator) -> multiprecision.Rows:
     """Its matrix by mpmath, in the digits of the context."""
-    return multiprecision.attention(op.query.numpy(), op.key.numpy(), op.allowed().numpy(), op.scale)
+    scores, allowed = multiprecision.logits(op.query.numpy(), op.key.numpy(), op.scale), op.allowed().numpy()
+    if op.softcap is not None:
+        scores = [[op.softcap * mpmath.tanh(s / op.softcap) for s in row] for row in scores]
+    if op.bias is not None:
+        assert isinstance(op.bias, OffsetBias)
+        values = op.bias.values.tolist()
+        scores = [[s + values[j - i + op.rows - 1] for j, s in enumerate(row)] for i, row in enumerate(scores)]
+    if op.sink is None:
+        return multiprecision.softmax(scores, allowed)
+    joined = multiprecision.softmax(
+        [[*row, mpmath.mpf(float(op.sink))] for row in scores], np.pad(allowed, ((0, 0), (0, 1)), constant_values=True)
+    )
+    return [row[:-1] for row in joined]
 
 
 def spectrum(op: AttentionOperator) -> torch.Tensor:
@@ -129,7 +162,45 @@ def test_1_the_eigenvalues_of_a_triangle_are_its_diagonal(op: AttentionOperator)
     )  # those close together lose digits
 
 
+@theorem(1, op=operators(mask=windows()))
+def test_1_a_window_with_one_side_has_full_rank_and_the_determinant_of_its_logits(op: AttentionOperator) -> None:
+    with mpmath.workdps(150):
+        rows = in_digits(op)
+        assert multiprecision.rank(rows, digits=100) == op.rows
+        found, exact = log_abs_det(op), multiprecision.log_abs_det(rows)
+    assert abs(float(found.value) - exact) <= float(found.bound) + SLACK < 1e-9
+
+
+@theorem(1, op=scored(st.one_of(st.sampled_from([Causal(), Backward()]), windows())))
+def test_1_caps_and_biases_and_sinks_keep_a_triangle_of_full_rank_with_the_determinant_of_its_logits(
+    op: AttentionOperator,
+) -> None:
+    """A sink scales the rows: s_ii less a log-sum-exp that it is part of."""
+    with mpmath.workdps(150):
+        rows = in_digits(op)
+        assert multiprecision.rank(rows, digits=100) == op.rows
+        exact = multiprecision.log_abs_det(rows)
+    found = spectrum_of(op, measures=("log_abs_det", "log_abs_det_bound", "log10_smallest_singular_value"))
+    assert abs(float(found.log_abs_det) - exact) <= float(found.log_abs_det_bound) + SLACK < 1e-9
+    with mpmath.workdps(60):
+        smallest = mpmath.log10(multiprecision.singular_values(rows)[-1])
+    assert abs(float(found.log10_smallest_singular_value) - smallest) < 1e-10
+
+
 # 2. Prefix.
+
+
+@theorem(2, op=scored(st.integers(0, 9).map(Prefix)).filter(lambda op: op.mask.length <= op.rows))
+def test_2_caps_and_biases_and_sinks_keep_the_determinant_of_the_block_times_the_diagonal(
+    op: AttentionOperator,
+) -> None:
+    found = log_abs_det(op)
+    with mpmath.workdps(100):
+        exact = multiprecision.log_abs_det(in_digits(op))
+    if float(found.bound) < 1e-3:
+        assert abs(float(found.value) - exact) <= float(found.bound) + SLACK
+    else:
+        assert bool(found.value.isnan())
 
 
 @theorem(2, op=prefixes())
@@ -271,10 +342,11 @@ def test_4_a_linear_bias_adds_two_to_the_rank_and_a_distance_makes_it_full(
 ) -> None:
     query, key = torch.from_numpy(np.random.default_rng(seed).standard_normal((2, n, d)))
     logits = AttentionOperator(query=query, key=key, mask=Causal(), scale=1.0).logits()
-    distance = torch.arange(n, dtype=torch.float64)[:, None] - torch.arange(n, dtype=torch.float64)[None, :]
     assert logit_rank(logits) == d
-    assert logit_rank(logits - slope * distance) == d + 2
-    assert logit_rank(logits - slope * distance.abs()) == n
+    offset = torch.arange(1 - n, n, dtype=torch.float64)
+    op = AttentionOperator(query=query, key=key, mask=Causal(), scale=1.0, bias=OffsetBias(values=slope * offset))
+    assert logit_rank(op.logits()) == d + 2
+    assert logit_rank(replace(op, bias=OffsetBias(values=-slope * offset.abs())).logits()) == n
 
 
 @theorem(4, op=operators(features=2).filter(lambda op: op.rows > 3), kind=st.sampled_from([Causal(), Bidirectional()]))

@@ -244,7 +244,8 @@ def _norm_of_absolute(matrix: Tensor, sigma: Tensor) -> Tensor:
 def applied_floor(operator: Operator, /, *, largest: Tensor, probabilities: torch.dtype) -> Tensor:
     """The model floor of any operator.
 
-    Attention: `model_floor`. A matrix of one's own: `entry_floor`, of its precision. A sum: the terms' floors, weighted;
+    Attention: `model_floor`; beside a sink, which may leave a row next to nothing, with what entries lose that underflow,
+    as in `entry_floor`. A matrix of one's own: `entry_floor`, of its precision. A sum: the terms' floors, weighted;
     the norm of a term of attention, whose rows sum to 1 or less, is at most the root of its largest column sum.
 
     Args:
@@ -257,11 +258,9 @@ def applied_floor(operator: Operator, /, *, largest: Tensor, probabilities: torc
     """
     sigma = largest.to(torch.float64).cpu()
     if isinstance(operator, AttentionOperator):
-        query, key = operator.query.cpu(), operator.key.cpu()
-        return model_floor(
-            query, key, scale=operator.scale, largest=sigma, probabilities=probabilities, softcap=operator.softcap,
-            added=largest_added(operator),
-        )  # fmt: skip
+        relative = _attention_error(operator, probabilities) * sigma
+        underflow = 0.0 if operator.sink is None else _UNDERFLOW[probabilities]
+        return relative + underflow * math.sqrt(operator.rows * operator.columns)
     if isinstance(operator, DenseOperator):
         return entry_floor(operator.matrix, largest=sigma, dtype=operator.precision)
     assert isinstance(operator, SumOperator)
@@ -288,13 +287,22 @@ def entry_error(operator: Operator, /, *, probabilities: torch.dtype) -> Tensor:
     """
     ones = torch.ones(operator.batch_shape, dtype=torch.float64)
     if isinstance(operator, AttentionOperator):
-        return applied_floor(operator, largest=ones, probabilities=probabilities)
+        return _attention_error(operator, probabilities) * ones
     if isinstance(operator, DenseOperator):
         return _entry_roundoff(operator.precision or operator.matrix.dtype) * ones
     assert isinstance(operator, SumOperator)
     if "non_negative" not in operator.structure:
         return torch.nan * ones
     return torch.stack([entry_error(term, probabilities=probabilities) for _, term in operator.terms]).amax(dim=0)
+
+
+def _attention_error(operator: AttentionOperator, probabilities: torch.dtype) -> Tensor:
+    """The eta of `model_floor`, "..."."""
+    return model_floor(
+        operator.query.cpu(), operator.key.cpu(), scale=operator.scale, probabilities=probabilities,
+        largest=torch.ones(operator.batch_shape, dtype=torch.float64), softcap=operator.softcap,
+        added=largest_added(operator),
+    )  # fmt: skip
 
 
 def _norm_bound(operator: Operator) -> Tensor:
