@@ -173,7 +173,8 @@ def assembled(parts: Sequence[Part], variable: Variable, wanted: Mapping[str, Se
         common = [_common(part.places[axis], wanted[axis]) for axis in variable.dimensions]
         if all(here for here, _ in common):
             block = _read(part.group[variable.name], [here for here, _ in common])
-            where, cell = np.ix_(*(there for _, there in common)), np.ix_(*(there for _, there in common[: len(cells)]))
+            where = _selection([there for _, there in common])
+            cell = _selection([there for _, there in common[: len(cells)]])
             twice = given[cell]
             if twice.any() and not np.array_equal(found[where][twice], block[twice], equal_nan=True):
                 raise MatchError(
@@ -193,4 +194,11 @@ def _common(places: Mapping[Any, int], wanted: Sequence[Any]) -> tuple[list[int]
 def _read(dataset: h5py.Dataset, places: Sequence[Sequence[int]]) -> NDArray[Any]:
     """The cells at some places along every axis, from the smallest box around them."""
     block = read_array(dataset, tuple(slice(min(axis), max(axis) + 1) for axis in places))
-    return block[np.ix_(*([place - min(axis) for place in axis] for axis in places))]
+    return np.asarray(block[_selection([[place - min(axis) for place in axis] for axis in places])])
+
+
+def _selection(places: Sequence[Sequence[int]]) -> tuple[slice | NDArray[np.intp], ...]:
+    """What selects the cells at some places along every axis: plain slices, far quicker, where all are runs."""
+    if all(list(axis) == list(range(axis[0], axis[0] + len(axis))) for axis in places):
+        return tuple(slice(axis[0], axis[0] + len(axis)) for axis in places)
+    return np.ix_(*places)
