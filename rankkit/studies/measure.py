@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -265,21 +266,25 @@ def _functional(
 
 def kept_bytes(plan: Plan, config: MeasureConfig) -> int:
     """Bytes of the factors and matrices that would be kept, before compression."""
-    names, queries, keys = kept_names(config), plan.queries, plan.sequence_length
-    per_head = [
-        4 * (("queries" in names) * (queries + keys) * (arm.features or 0) + ("attention" in names) * queries * keys)
-        for arm in plan.arms
-        for _ in arm.seeds
-    ]
-    return sum(per_head) * len(plan.steps) * len(plan.sequences) * len(plan.layers) * len(plan.heads)
+    names, total = kept_names(config), 0
+    for part in plan.parts:
+        (arm,), queries, keys = part.arms, part.queries, part.sequence_length
+        numbers = ("queries" in names) * (queries + keys) * (arm.features or 0) + (
+            "attention" in names
+        ) * queries * keys
+        counts = (arm.seeds, part.steps, part.sequences, part.layers, part.heads)
+        total += 4 * numbers * math.prod(map(len, counts))
+    return total
 
 
 def check_kept(plan: Plan, config: MeasureConfig) -> None:
     """Refuse to keep more than is allowed.
 
     Raises:
-        ConfigurationError: it is more, or there are no factors to keep.
+        ConfigurationError: it is more, or there are no factors to keep, or padding beside them.
     """
+    if (config.keep_qk or config.keep_attention) and any(part.valid_rows is not None for part in plan.parts):
+        raise ConfigurationError("keep_qk and keep_attention must have whole sequences, got padding. Pack the text.")
     if config.keep_qk and any(arm.features is None for arm in plan.arms):
         raise ConfigurationError("keep_qk must have queries and keys, got attention matrices. Use --keep-attention.")
     needed = kept_bytes(plan, config)
@@ -312,7 +317,8 @@ class _Measurement:
         on_progress: Callable[[Progress], None],
         stop: Callable[[], bool],
     ) -> None:
-        self._source, self._config, self._plan, self._precision = source, config, plan, precision
+        self._source, self._config, self._whole, self._precision = source, config, plan, precision
+        self._plan = plan
         self._journal, self._on_progress, self._stop, self._done = journal, on_progress, stop, 0
         self._uniform: dict[tuple[int, Mask], Spectrum] = {}
         self.values: dict[str, ArmValues] = {}
@@ -320,7 +326,8 @@ class _Measurement:
 
     def arm(self, writer: SpectrumWriter, arm: PlannedArm) -> None:
         """Measure one arm under all its seeds, at all steps, and its baselines."""
-        plan = self._plan
+        (plan,) = (part for part in self._whole.parts if part.arms[0].name == arm.name)
+        self._plan = plan
         groups = {_ARM: writer.group(arm.name, group_layout(self._config, plan, arm))}
         for name in plan.baselines:
             layout = group_layout(self._config, plan, arm, baseline=name)
@@ -330,11 +337,11 @@ class _Measurement:
         for index, seed in enumerate(arm.seeds):
             for position, step in enumerate(plan.steps):
                 visited = [name for name in groups if name != "init"]
-                self._checkpoint(groups, visited, Place(arm.name, seed, step, index, position), arm.facts.mask)
+                self._checkpoint(groups, visited, Place(arm.name, seed, step, index, position), arm)
             if "init" in groups:
-                self._checkpoint(groups, ["init"], Place(arm.name, seed, 0, index, 0), arm.facts.mask)
+                self._checkpoint(groups, ["init"], Place(arm.name, seed, 0, index, 0), arm)
 
-    def _checkpoint(self, groups: Mapping[str, GroupWriter], visited: list[str], place: Place, mask: str) -> None:
+    def _checkpoint(self, groups: Mapping[str, GroupWriter], visited: list[str], place: Place, arm: PlannedArm) -> None:
         """One model on all sequences, for some of the groups."""
         outputs = self._config.layer_output and _ARM in visited
         kept = kept_names(self._config) if _ARM in visited else ()
@@ -342,7 +349,7 @@ class _Measurement:
 
             def receive(layer: int, own: Operator | None, output: Tensor | None, rows: slice = rows) -> None:
                 for name in visited:
-                    self._layer(groups[name], name, layer, own, mask, place, rows)
+                    self._layer(groups[name], name, layer, own, arm, place, rows)
                 if outputs:
                     self._output(groups[_ARM], layer, output, place, rows)
                 if kept and own is not None:
@@ -369,7 +376,14 @@ class _Measurement:
         return self._plan.applied if name == _ARM else self._plan.applied[:1]
 
     def _layer(
-        self, group: GroupWriter, name: str, layer: int, own: Operator | None, mask: str, place: Place, rows: slice
+        self,
+        group: GroupWriter,
+        name: str,
+        layer: int,
+        own: Operator | None,
+        arm: PlannedArm,
+        place: Place,
+        rows: slice,
     ) -> None:
         """One layer of a batch: every region under every mask."""
         where = self._where(name, place, rows, layer)
@@ -378,11 +392,9 @@ class _Measurement:
 
             def compute(region: str = region, applied: str = applied, label: str = label) -> Slab:
                 assert own is not None, "a batch without its slabs in the journal is visited"
-                operator = measured_part(own, region, applied, mask, self._plan.prefix_length)
-                names = self._matrix_names(place, layer, region, rows)
-                return slab(
-                    self._measured(operator, name, label, names), self._config.measures, self._plan.size(region)
-                )
+                operator = measured_part(own, region, applied, arm, self._plan.prefix_length)
+                found = self._measured(operator, name, label, self._matrix_names(place, layer, region, rows))
+                return slab(found, self._config.measures, min(operator.rows, operator.columns))
 
             key = self._key(name, place, rows, layer, region, applied)
             taken = finished_slab(self._journal, key, Slab, compute)
@@ -455,7 +467,7 @@ class _Measurement:
         self._report(self._done, label)
 
     def _report(self, done: float, label: str) -> None:
-        self._on_progress(Progress(done, self._plan.matrices, label))
+        self._on_progress(Progress(done, self._whole.matrices, label))
         if self._stop():
             raise MeasurementInterruptedError(
                 f"measurement was interrupted; {len(self._journal)} finished slabs are kept. Run the same command with "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Final
 
@@ -61,8 +61,8 @@ class PlannedArm:
     """[seed][step], of what is measured."""
     initial_sha256: tuple[tuple[str, ...], ...] = ()
     """[seed][0], of the models at their initialisation, where that baseline is measured."""
-    attributes: Mapping[str, str] = field(default_factory=dict)
-    """Token policy."""
+    attributes: Mapping[str, str | int | float] = field(default_factory=dict)
+    """Token policy, and whatever else the group says of itself."""
     example: Operator
     """A small matrix with the structure of this arm's, under its own mask: what cannot be measured of it cannot be measured
     of them."""
@@ -72,6 +72,12 @@ class PlannedArm:
     """Of a head's queries and keys, where there are any."""
     logit_scale: float | None = None
     """Of the logits, where there are any."""
+    swapped: MaskKind | None = None
+    """What is put on the logits as `swapped`; None for the other of causal and prefix."""
+    examples: Mapping[str, Operator] = field(default_factory=dict)
+    """Small matrices of layers that differ in structure, by words for those layers; `example` is then the first."""
+    part: Plan | None = None
+    """The plan of this arm alone, where its matrices have other axes than those of the first arm."""
 
     @property
     def name(self) -> str:
@@ -106,6 +112,17 @@ class Plan:
     """Measured beside every arm."""
     methods: Mapping[str, tuple[MethodName, str]]
     """By region: how singular values are computed, and why so."""
+    valid_rows: NDArray[np.bool_] | None = None
+    """"sequence query", False for padding, which is left out of the matrices; None where there is none."""
+    valid_keys: NDArray[np.bool_] | None = None
+    """"sequence key", the same."""
+    batch: int = SEQUENCES_PER_CHUNK
+    """Sequences in one forward pass, at most."""
+
+    @property
+    def parts(self) -> tuple[Plan, ...]:
+        """A plan for each arm, with its own axes."""
+        return tuple(arm.part or replace(self, arms=(arm,)) for arm in self.arms)
 
     @property
     def units(self) -> tuple[tuple[str, int], ...]:
@@ -119,14 +136,28 @@ class Plan:
 
     @property
     def batches(self) -> list[slice]:
-        """The sequences in turn, as many at once as share a chunk of the file."""
-        count = len(self.sequences)
-        return [slice(start, min(start + SEQUENCES_PER_CHUNK, count)) for start in range(0, count, SEQUENCES_PER_CHUNK)]
+        """The sequences in turn, as many at once as have matrices of one shape, share a chunk and fit a forward pass."""
+        lengths, found, start = self._lengths.tolist(), [], 0
+        for number in range(1, len(lengths) + 1):
+            ended = number == len(lengths) or lengths[number] != lengths[start]
+            if ended or number - start == self.batch or number % SEQUENCES_PER_CHUNK == 0:
+                found.append(slice(start, number))
+                start = number
+        return found
+
+    @property
+    def _lengths(self) -> NDArray[np.int64]:
+        """Rows and columns without padding, "sequence side"."""
+        whole = np.full((len(self.sequences), 2), (self.queries, self.sequence_length))
+        for side, valid in enumerate((self.valid_rows, self.valid_keys)):
+            if valid is not None:
+                whole[:, side] = valid.sum(axis=1)
+        return whole
 
     @property
     def matrices(self) -> int:
         """How many spectra."""
-        return self.matrices_per_region * len(self.regions)
+        return sum(part.matrices_per_region * len(part.regions) for part in self.parts)
 
     @property
     def matrices_per_region(self) -> int:
@@ -138,33 +169,38 @@ class Plan:
         per_head = len(self.steps) * every_step + ("init" in self.baselines)
         return len(self.units) * len(self.sequences) * len(self.layers) * len(self.heads) * per_head
 
-    def shape(self, region: str) -> tuple[int, int]:
-        """Rows and columns of a region's matrices."""
+    def shapes(self, region: str) -> NDArray[np.int64]:
+        """Rows and columns of a region's matrices, "sequence side"."""
         if region.startswith("prefix_block"):
-            size = region_size(region, self.sequence_length, self.prefix_length)
-            return size, size
-        removed = int(region.endswith("first_key_removed"))
-        return self.queries - removed, self.sequence_length - removed
+            return np.full_like(self._lengths, region_size(region, self.sequence_length, self.prefix_length))
+        return self._lengths - int(region.endswith("first_key_removed"))
+
+    def shape(self, region: str) -> tuple[int, int]:
+        """Rows and columns of a region's largest matrices."""
+        rows, columns = self.shapes(region).max(axis=0).tolist()
+        return rows, columns
 
     def size(self, region: str) -> int:
-        """Singular values of a region's matrices."""
-        return min(self.shape(region))
+        """Singular values of a region's largest matrices."""
+        return int(self.shapes(region).min(axis=1).max())
 
 
-def measured_part(own: Operator, region: str, applied: str, mask: str, prefix_length: int) -> Operator:
-    """A region of attention under its own mask or the other arm's.
+def measured_part(own: Operator, region: str, applied: str, arm: PlannedArm, prefix_length: int) -> Operator:
+    """A region of attention under its own mask or another.
 
     Args:
         own: as the model applied it; a matrix without factors has the region `full` and its own mask alone.
         region: from `axes.REGIONS`.
         applied: from `APPLIED`.
-        mask: name of the model's own, causal or prefix.
+        arm: whose it is.
         prefix_length: p.
     """
     if not isinstance(own, AttentionOperator):
         assert (region, applied) == ("full", "own"), "the plan holds nothing else of such matrices"
         return own
-    operator = own if applied == "own" else own.with_mask(_SWAPPED[mask].at(prefix_length))
+    swapped = arm.swapped or _SWAPPED.get(arm.facts.mask)
+    assert applied == "own" or swapped is not None, "the plan swaps only where it knows a mask"
+    operator = own if applied == "own" or swapped is None else own.with_mask(swapped.at(prefix_length))
     if region.startswith("prefix_block"):
         operator = operator.leading(prefix_length)
     return operator.without_first_key() if region.endswith("first_key_removed") else operator
@@ -252,9 +288,10 @@ def shard_rows(count: int, shard: tuple[int, int]) -> slice:
 def expected_seconds(plan: Plan, config: MeasureConfig) -> float:
     """Time a little of the work here and now, for every region's size, and multiply."""
     total = 0.0
-    for region in plan.regions:
-        timed = _matrix_free_seconds if plan.methods[region][0] == "matrix-free" else _exact_seconds
-        total += timed(plan.size(region), config) * plan.matrices_per_region
+    for part in plan.parts:
+        for region in part.regions:
+            timed = _matrix_free_seconds if part.methods[region][0] == "matrix-free" else _exact_seconds
+            total += timed(part.size(region), config) * part.matrices_per_region
     return total
 
 

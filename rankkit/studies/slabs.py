@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Final
 
@@ -31,7 +32,8 @@ _STATUS_CODES = np.array([STORED_STATUSES.index(name) for name in STATUSES], dty
 
 def group_layout(config: MeasureConfig, plan: Plan, arm: PlannedArm, *, baseline: str | None = None) -> GroupLayout:
     """The layout of an arm's group, or of one of its baselines: under its own mask alone, without layer outputs."""
-    shapes = np.array([[plan.shape(region)] * len(plan.sequences) for region in plan.regions], dtype=np.int32)
+    shapes = np.array([plan.shapes(region) for region in plan.regions], dtype=np.int32)
+    whole = np.ones((len(plan.sequences), plan.queries), dtype=np.int8)
     estimated = any(method == "matrix-free" for method, _ in plan.methods.values())
     own = baseline is None
     kept = kept_names(config) if own else ()
@@ -48,7 +50,7 @@ def group_layout(config: MeasureConfig, plan: Plan, arm: PlannedArm, *, baseline
         sequences=plan.sequence_numbers,
         tokens=plan.sequences.astype(np.int32),
         prefix_length=np.full(len(plan.sequences), plan.prefix_length, dtype=np.int32),
-        valid_row=np.ones((len(plan.sequences), plan.queries), dtype=np.int8),
+        valid_row=whole if plan.valid_rows is None else plan.valid_rows.astype(np.int8),
         rows=shapes[..., 0],
         columns=shapes[..., 1],
         untrained=arm.facts.untrained.astype(np.int8),
@@ -63,7 +65,8 @@ def group_layout(config: MeasureConfig, plan: Plan, arm: PlannedArm, *, baseline
         document=plan.documents,
         method_rule="; ".join(f"{region}: {method} ({rule})" for region, (method, rule) in plan.methods.items()),
         unavailable=_unavailable(config, plan, arm, baseline),
-        rows_sum_to_one=baseline != "logits" and "rows_sum_to_one" in arm.example.structure,
+        rows_sum_to_one=baseline != "logits"
+        and all("rows_sum_to_one" in one.structure for one in _examples(arm).values()),
         kept=kept,
         features=arm.features if "queries" in kept else None,
         logit_scale=arm.logit_scale if "queries" in kept else None,
@@ -85,6 +88,30 @@ def _components(config: MeasureConfig, plan: Plan) -> int | None:
 def _unavailable(config: MeasureConfig, plan: Plan, arm: PlannedArm, baseline: str | None) -> dict[str, str]:
     """What cannot be had of this group's matrices, asked of small ones of the same structure by the same methods."""
     applied = plan.applied if baseline is None else plan.applied[:1]
+    found: dict[str, dict[str, str]] = {}  # by measure and layers
+    for layers, example in _examples(arm).items():
+        one = replace(arm, example=example)
+        for name, reason in _unavailable_of(config, plan, one, baseline, applied).items():
+            found.setdefault(name, {})[layers] = reason
+    return {name: _by_layers(reasons, len(_examples(arm))) for name, reasons in found.items()}
+
+
+def _examples(arm: PlannedArm) -> Mapping[str, Operator]:
+    """Small matrices that stand for an arm's, by words for the layers that have that structure."""
+    return arm.examples or {"": arm.example}
+
+
+def _by_layers(reasons: Mapping[str, str], kinds: int) -> str:
+    """One reason where all layers have it, else each with its layers."""
+    if len(reasons) == kinds and len(set(reasons.values())) == 1:
+        return next(iter(reasons.values()))
+    return "; ".join(f"{layers}: {reason}" for layers, reason in reasons.items())
+
+
+def _unavailable_of(
+    config: MeasureConfig, plan: Plan, arm: PlannedArm, baseline: str | None, applied: Sequence[str]
+) -> dict[str, str]:
+    """The same of layers with one structure."""
     places: dict[str, dict[str, list[tuple[str, str]]]] = {}  # by measure and reason
     asked: dict[tuple[object, ...], Mapping[str, str]] = {}
     for (region, (method, _)), mask in product(plan.methods.items(), applied):
@@ -113,7 +140,7 @@ def _stand_in(plan: Plan, arm: PlannedArm, region: str, applied: str, baseline: 
     """A small matrix with the structure of one of a group's."""
     if baseline == "logits":
         return DenseOperator(matrix=torch.tensor([[[1.0, -1.0], [-1.0, 1.0]]], dtype=torch.float64))
-    matrix = measured_part(arm.example, region, applied, arm.facts.mask, min(plan.prefix_length, EXAMPLE_SIZE))
+    matrix = measured_part(arm.example, region, applied, arm, min(plan.prefix_length, EXAMPLE_SIZE))
     return DenseOperator(matrix=matrix.dense()) if baseline == "shuffled" else matrix
 
 
