@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from itertools import product
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 from rankkit.errors import SpectrumFileError
+from rankkit.store.chunks import matches_checksum
 from rankkit.store.hdf5 import (
     attributes_of,
     h5py,
@@ -17,6 +20,7 @@ from rankkit.store.hdf5 import (
     sha256_of_attributes,
     sha256_of_strings,
 )
+from rankkit.store.library import damage
 from rankkit.store.schema import ATTRIBUTES_SUM
 
 __all__ = ["damaged_parts", "whole_chunks"]
@@ -26,11 +30,12 @@ _READ_BYTES: Final = (
 )  # at a time: many chunks, for a call costs more than a chunk, and little beside a workstation
 
 
-def damaged_parts(file: h5py.File) -> Iterator[str]:
+def damaged_parts(file: h5py.File, *, unpack: bool = True) -> Iterator[str]:
     """What does not match its checksum: fletcher32 speaks up on numbers, SHA-256 on texts and text attributes.
 
     Args:
         file: from `rankkit.store.hdf5.opened`, with the structure of the schema.
+        unpack: whether chunks are also unpacked. In a file of our own the checksum of what is stored says it all.
 
     Yields:
         One line for each variable, and one for the attributes.
@@ -44,16 +49,22 @@ def damaged_parts(file: h5py.File) -> Iterator[str]:
             datasets.append(entry)
 
     file.visititems(collect)
-    for dataset in datasets:
-        name = dataset.name.removeprefix("/")
-        try:
-            yield from (f"{name} must {problem}" for problem in _problems(dataset))
-        except SpectrumFileError:
-            yield f"{name} must match its checksum, got a damaged chunk"
+    with Path(file.filename).open("rb") as raw:
+        for dataset in datasets:
+            name = dataset.name.removeprefix("/")
+            try:
+                yield from (
+                    f"{name} must {problem}" for problem in _problems(dataset, None if unpack else raw.fileno())
+                )
+            except SpectrumFileError:
+                yield f"{name} must match its checksum, got a damaged chunk"
 
 
-def _problems(dataset: h5py.Dataset) -> Iterator[str]:
-    if dataset.chunks:
+def _problems(dataset: h5py.Dataset, descriptor: int | None) -> Iterator[str]:
+    """What is wrong with one variable, whose stored chunks are read from a descriptor, or through HDF5."""
+    if dataset.chunks and descriptor is not None:
+        yield from _stored_problems(dataset, descriptor)
+    elif dataset.chunks:
         if not has_all_chunks(dataset):
             yield "have every chunk, got a lost or unchecked one"
         for block in whole_chunks(dataset.shape, dataset.chunks, dataset.dtype.itemsize):
@@ -62,6 +73,25 @@ def _problems(dataset: h5py.Dataset) -> Iterator[str]:
         yield "have a checksum, got numbers that lie in one piece"
     elif sha256_of_strings(read_strings(dataset)) != attributes_of(dataset).get("sha256"):
         yield "match its checksum, got another text"
+
+
+def _stored_problems(dataset: h5py.Dataset, descriptor: int) -> Iterator[str]:
+    """The same of a variable whose chunks all have a checksum and are asked for it as they lie in the file."""
+    places: set[tuple[int, int]] = set()
+    filters = 0
+
+    def visit(chunk: Any) -> None:
+        nonlocal filters
+        places.add((chunk.byte_offset, chunk.size))
+        filters |= chunk.filter_mask
+
+    with damage(dataset.file.filename, f"the chunks of {dataset.name}"):
+        dataset.id.chunk_iter(visit)
+    expected = math.prod(-(-size // chunk) for size, chunk in zip(dataset.shape, dataset.chunks, strict=True))
+    if filters or len(places) != expected:
+        yield "have every chunk, got a lost or unchecked one"
+    elif not all(matches_checksum(os.pread(descriptor, size, offset)) for offset, size in places):
+        yield "match its checksum, got a damaged chunk"
 
 
 def whole_chunks(shape: tuple[int, ...], chunks: tuple[int, ...], itemsize: int) -> Iterator[tuple[slice, ...]]:

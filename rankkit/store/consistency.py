@@ -99,6 +99,24 @@ class Spectra:
         """How many singular values are known."""
         return np.asarray(np.count_nonzero(self.known, axis=-1))
 
+    @cached_property
+    def is_in_order(self) -> bool:
+        """Whether all are descending, finite and not negative, with nan only at the end: nearly always, and told fast."""
+        values = self.singular_values
+        if values.shape[-1] == 0:
+            return True
+        with np.errstate(invalid="ignore"):  # nan compares false
+            pairs = np.count_nonzero(values[..., 1:] <= values[..., :-1], axis=-1)
+            last = self.component(self.count - 1)
+            whole = (pairs == self.count - 1) & np.isfinite(values[..., 0]) & (last >= 0)
+        return bool((whole | (self.count == 0)).all())
+
+    def component(self, numbers: NDArray[np.integer]) -> NDArray[np.float64]:
+        """One singular value of each matrix, "..."; the first or last where there is none of that number."""
+        width = self.singular_values.shape[-1]
+        places = np.arange(numbers.size) * width + np.minimum(np.maximum(numbers, 0), width - 1).ravel()
+        return np.asarray(self.singular_values.reshape(-1)[places].reshape(numbers.shape))
+
     def spectra_of(self, chosen: NDArray[np.bool_], length: int) -> Spectra:
         """The first `length` singular values of the chosen matrices, "matrix component", without measures."""
         return Spectra(
@@ -195,8 +213,13 @@ def violations(cells: Cells, recompute: Recompute) -> Iterator[Violation]:
     """
     groups = (_flags, _spectrum, _completeness, _floors, _ranges, _order, _brackets, _errors)
     for claims in groups:
-        yield from ((claim, broken) for claim, broken in claims(cells) if broken.any())
-    yield from ((claim, broken) for claim, broken in _recomputed(cells, cells.exact, recompute) if broken.any())
+        yield from _broken(claims(cells))
+    yield from _broken(_recomputed(cells, cells.exact, recompute))
+
+
+def _broken(claims: Iterable[Violation]) -> Iterator[Violation]:
+    """Those that fail somewhere; counting takes a fifth of the time of any(), and nearly all claims hold."""
+    return ((claim, broken) for claim, broken in claims if np.count_nonzero(broken))
 
 
 def layer_violations(spectra: Spectra, recompute: Recompute) -> Iterator[Violation]:
@@ -245,12 +268,14 @@ def _anywhere(broken: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _spectrum(spectra: Spectra) -> Iterator[Violation]:
+    yield "singular_values must be nan past min(rows, columns)", spectra.count > spectra.rank
+    if spectra.is_in_order:
+        return
     values, known = spectra.singular_values, spectra.known
     with np.errstate(invalid="ignore"):  # nan compares false, which is what is wanted
         yield "singular_values must be finite and not negative", _anywhere((values < 0) | np.isinf(values))
         yield "singular_values must not increase along component", _anywhere(values[..., 1:] > values[..., :-1])
     yield "singular_values must have no gap of nan", _anywhere(known[..., 1:] & ~known[..., :-1])
-    yield "singular_values must be nan past min(rows, columns)", spectra.count > spectra.rank
 
 
 def _completeness(cells: Cells) -> Iterator[Violation]:
@@ -264,12 +289,22 @@ def _floors(cells: Cells) -> Iterator[Violation]:
     for floor_name, count_name in pairs:
         floor, count = getattr(cells, floor_name), getattr(cells, count_name)
         with np.errstate(invalid="ignore"):
-            above = np.count_nonzero(cells.singular_values > floor[..., np.newaxis], axis=-1)
             yield f"{floor_name} must not be negative or infinite", (floor < 0) | np.isinf(floor)
         yield f"{floor_name} must be known where status is ok or degenerate", cells.exact & np.isnan(floor)
-        yield f"{count_name} must be the number of singular values above {floor_name}", above != count
+        yield f"{count_name} must be the number of singular values above {floor_name}", ~_counts(cells, floor, count)
     blind = (cells.status == _ESTIMATED) & (cells.count > 0) & np.isnan(cells.floor_arithmetic)
     yield "floor_arithmetic must be the largest residual where status is estimated", blind
+
+
+def _counts(spectra: Spectra, floor: NDArray[np.float64], count: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Whether as many singular values lie above a floor; in descending ones two are enough to tell."""
+    values, width = spectra.singular_values, spectra.singular_values.shape[-1]
+    with np.errstate(invalid="ignore"):
+        if not spectra.is_in_order or width == 0:
+            return np.asarray(np.count_nonzero(values > floor[..., np.newaxis], axis=-1) == count)
+        last_is_above = (count == 0) | (spectra.component(count - 1) > floor)
+        next_is_not = (count == width) | ~(spectra.component(count) > floor)
+    return np.asarray((count >= 0) & (count <= width) & last_is_above & next_is_not)
 
 
 def _ranges(spectra: Spectra) -> Iterator[Violation]:
@@ -283,7 +318,7 @@ def _within(spectra: Spectra, variables: Sequence[tuple[str, str, NDArray[np.flo
         return
     names, values = [measure for _, measure, _ in known], np.stack([values for _, _, values in known])
     outside = excluded(names, values, spectra.rank, spectra.columns, rows_sum_to_one=spectra.rows_sum_to_one)
-    if outside.any():
+    if np.count_nonzero(outside):
         for (name, measure, _), broken in zip(known, outside, strict=True):
             yield f"{name} must be {measure_range(measure)}", broken
 
@@ -315,15 +350,18 @@ def _errors(cells: Cells) -> Iterator[Violation]:
     unknown = np.isnan(np.stack([cells.measures[name] for name in cells.errors]))
     with np.errstate(invalid="ignore"):
         stray, blind = (errors < 0) | np.isinf(errors), ~np.isnan(errors) & unknown
-    if stray.any() or blind.any():
+    if np.count_nonzero(stray) or np.count_nonzero(blind):
         for number, name in enumerate(cells.errors):
             yield f"{name}_error must be at least 0 and finite", stray[number]
             yield f"{name}_error must be nan where {name} is", blind[number]
 
 
 def _recomputed(spectra: Spectra, exact: NDArray[np.bool_], recompute: Recompute) -> Iterator[Violation]:
+    names = sorted(set(recompute) & set(spectra.measures))
+    if not names:
+        return
     rank, whole = spectra.rank, exact & (np.isfinite(spectra.singular_values).sum(axis=-1) == spectra.rank)
-    for name in sorted(set(recompute) & set(spectra.measures)):
+    for name in names:
         stored, broken = spectra.measures[name], np.zeros(rank.shape, dtype=np.bool_)
         for length in np.unique(rank[rank > 0]):
             chosen = whole & (rank == length)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,13 @@ from numpy.typing import ArrayLike, NDArray
 from rankkit.axes import LAYER_AXES, SPECTRUM_AXES
 from rankkit.errors import SpectrumFileError
 from rankkit.store import schema
+from rankkit.store.chunk_queue import Block, ChunkQueue, Target
 from rankkit.store.consistency import Cells, Spectra, Violation, layer_violations, violations
 from rankkit.store.datasets import create_axes, create_dataset, set_attributes
 from rankkit.store.grid import Grid
 from rankkit.store.hdf5 import h5py
 from rankkit.store.kept import attention_violations
 from rankkit.store.layout import GroupLayout
-from rankkit.store.output import HDF5Output
 from rankkit.store.pages import Pages
 from rankkit.store.slabs import KeptSlab, LayerSlab, Slab
 from rankkit.store.variables import LAYER_OUTPUT
@@ -33,13 +33,11 @@ _OF_EVERY_MATRIX = {v.name: np.dtype(v.dtype) for v in schema.GROUP_VARIABLES if
 class GroupWriter:
     """Takes the results of one arm, in slabs of any shape and order, each cell once."""
 
-    def __init__(
-        self, output: HDF5Output, name: str, layout: GroupLayout, datasets: Mapping[str, h5py.Dataset]
-    ) -> None:
-        self._output = output
+    def __init__(self, queue: ChunkQueue, name: str, layout: GroupLayout, targets: Mapping[str, Target]) -> None:
+        self._queue = queue
         self._name = name
         self._layout = layout
-        self._datasets = datasets
+        self._targets = targets
         self._labels = layout.labels
         self._matrices = Grid(SPECTRUM_AXES, self._labels)
         self._layers = Grid(LAYER_AXES, self._labels)
@@ -73,15 +71,11 @@ class GroupWriter:
         arrays |= {f"{name}_lower": lower for name, (lower, _) in cells.brackets.items()}
         arrays |= {f"{name}_upper": upper for name, (_, upper) in cells.brackets.items()}
         arrays |= {f"{name}_error": error for name, error in cells.errors.items()}
-        pages = list(self._pages.put(selection, arrays))
-
-        def store(_: h5py.File) -> None:
-            self._datasets["singular_values"][selection] = cells.singular_values
-            for page in pages:
-                for name, array in page.arrays.items():
-                    self._datasets[name][page.place] = array
-
-        self._output.run(store)
+        values_of_spectra = Block(self._targets["singular_values"], selection, cells.singular_values)
+        pages = self._pages.put(selection, arrays)
+        self._queue.put(
+            [values_of_spectra, *(block for page in pages for block in self._blocks(page.place, page.arrays))]
+        )
         self._matrices.mark(selection)
 
     def write_layer_output(self, index: Mapping[str, int | slice], values: LayerSlab) -> None:
@@ -154,12 +148,11 @@ class GroupWriter:
             )
 
     def _store(self, grid: Grid, selection: Selection, arrays: Mapping[str, NDArray[Any]]) -> None:
-        def store(_: h5py.File) -> None:
-            for name, array in arrays.items():
-                self._datasets[name][selection] = array
-
-        self._output.run(store)
+        self._queue.put(self._blocks(selection, arrays))
         grid.mark(selection)
+
+    def _blocks(self, selection: Selection, arrays: Mapping[str, NDArray[Any]]) -> Iterator[Block]:
+        return (Block(self._targets[name], selection, array) for name, array in arrays.items())
 
     def _cells(self, selection: Selection, values: Slab) -> Cells:
         """The slab with every array in full, stored type and shape."""

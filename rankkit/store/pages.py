@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -66,7 +67,7 @@ class Pages:
             page = self._page(seed, step)
             for name, array in whole.items():
                 page.arrays[name][inside[2:]] = array[i, j]
-            page.missing -= int(np.prod(shape[2:]))
+            page.missing -= math.prod(shape[2:])
             if not page.missing:
                 yield self._begun.pop(page.place)
 
@@ -74,5 +75,5 @@ class Pages:
         if (seed, step) not in self._begun:
             inner = self._shape[2:]
             blank = {name: np.empty(inner, dtype=dtype) for name, dtype in self._types.items()}
-            self._begun[seed, step] = Page(place=(seed, step), arrays=blank, missing=int(np.prod(inner)))
+            self._begun[seed, step] = Page(place=(seed, step), arrays=blank, missing=math.prod(inner))
         return self._begun[seed, step]

@@ -2,7 +2,7 @@
 
 Three passes: every variable the schema asks for is there, with its type and axes; every chunk and text matches its
 checksum; the numbers agree with one another (rankkit.store.consistency). A later pass runs only where the earlier ones
-found nothing, and no more than one layer of one arm is in memory at a time.
+found nothing, and no more than a few mebibytes of each variable are in memory at a time.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from einops import rearrange
 from numpy.typing import NDArray
 
 from rankkit.axes import LAYER_AXES, SPECTRUM_AXES
 from rankkit.store import schema
-from rankkit.store.checksums import damaged_parts
+from rankkit.store.checksums import damaged_parts, whole_chunks
 from rankkit.store.comparison import comparison_problems, step_problems
 from rankkit.store.consistency import (
     Cells,
@@ -35,7 +36,6 @@ from rankkit.store.functional import functional_problems
 from rankkit.store.hdf5 import (
     DEFAULT_LIMIT,
     attributes_of,
-    axis_names,
     datasets_in,
     h5py,
     is_newer,
@@ -43,6 +43,7 @@ from rankkit.store.hdf5 import (
     read_array,
 )
 from rankkit.store.kept import attention_violations, kept_problems
+from rankkit.store.library import damage
 from rankkit.store.names import baseline_problem
 from rankkit.store.reasons import read_reasons
 from rankkit.store.tree import comparison_groups, contents_in, functional_groups, measure_groups
@@ -89,7 +90,7 @@ def verify_written(path: str | Path) -> list[str]:
         SpectrumFileError: as for `verify`.
     """
     with opened(path) as file:
-        return list(_structure(file)) or list(damaged_parts(file)) or list(_small_numbers(file))
+        return list(_structure(file)) or list(damaged_parts(file, unpack=False)) or list(_small_numbers(file))
 
 
 def _structure(file: h5py.File) -> Iterator[str]:
@@ -155,14 +156,16 @@ def _variables(prefix: str, group: h5py.Group, variables: Sequence[Variable], *,
         shape = tuple(found[axis].size if axis in found else -1 for axis in variable.dimensions)
         if dataset.shape != shape:
             yield f"{prefix}{name} must have shape {shape} ({', '.join(variable.dimensions)}), got {dataset.shape}"
-        elif not _has_scales(dataset, variable):
+        elif not _has_scales(dataset, variable, found):
             yield f"{prefix}{name} must have its axes labelled {', '.join(variable.dimensions)}, got other labels"
 
 
-def _has_scales(dataset: h5py.Dataset, variable: Variable) -> bool:
+def _has_scales(dataset: h5py.Dataset, variable: Variable, found: Mapping[str, h5py.Dataset]) -> bool:
+    """Whether each axis is labelled by the coordinate variable of its own group, and by nothing else."""
     if variable.dimensions == (variable.name,):
         return bool(dataset.is_scale)
-    return axis_names(dataset) == [[axis] for axis in variable.dimensions]
+    with damage(dataset.file.filename, f"the axes of {dataset.name}"):
+        return [axis.values() for axis in dataset.dims] == [[found[axis]] for axis in variable.dimensions]
 
 
 def _small_numbers(file: h5py.File) -> Iterator[str]:
@@ -220,14 +223,21 @@ def _claims(
     things: str,
     axes: Sequence[str],
 ) -> Iterator[str]:
-    """One line for every broken claim: how often, and where first."""
+    """One line for every broken claim: how often, and where first.
+
+    Args:
+        name: of the group.
+        labels: of every axis.
+        blocks: where each begins along the axes, and what its numbers break, along as many last axes as they have.
+        things: what the numbers are of.
+        axes: all of them.
+    """
     found: dict[str, tuple[int, str]] = {}
-    for index, broken_claims in blocks:
-        free = [axis for axis in axes if axis not in index]
+    for starts, broken_claims in blocks:
         for claim, broken in broken_claims:
             count, first = found.get(claim, (0, ""))
-            position = {**index, **dict(zip(free, np.argwhere(broken)[0].tolist(), strict=True))}
-            where = first or cell_name(labels, (position[axis] for axis in axes), axes)
+            inside = dict(zip(axes[len(axes) - broken.ndim :], np.argwhere(broken)[0].tolist(), strict=True))
+            where = first or cell_name(labels, (starts[axis] + inside.get(axis, 0) for axis in axes), axes)
             found[claim] = (count + int(broken.sum()), where)
     for claim, (count, first) in found.items():
         yield f"{name}: {claim}, got {count} {things} that break it, the first at {first}"
@@ -239,28 +249,38 @@ def _indices(axes: Sequence[str], labels: Mapping[str, NDArray[Any]]) -> Iterato
         yield dict(zip(axes, position, strict=True))
 
 
+def _slabs(spectra: h5py.Dataset, axes: Sequence[str]) -> Iterator[tuple[dict[str, int], tuple[slice, ...]]]:
+    """Whole chunks of spectra at a time, however long their axes are: where each slab begins, and a slice for each axis."""
+    component = spectra.shape[-1] * spectra.dtype.itemsize
+    for slab in whole_chunks(spectra.shape[:-1], spectra.chunks[:-1], component):
+        yield {axis: along.start for axis, along in zip(axes, slab, strict=True)}, slab
+
+
 def _blocks(
     group: h5py.Group, contents: GroupContents, small: Mapping[str, NDArray[Any]]
 ) -> Iterator[tuple[dict[str, int], Cells]]:
-    """One layer at a time: where it is, and its numbers, "sequence head"."""
+    """A few mebibytes at a time: where they begin, and the numbers, over SPECTRUM_AXES."""
     datasets = datasets_in(group)
     names = [variable.name for variable in schema.GROUP_VARIABLES if variable.dimensions[:4] == SPECTRUM_AXES[:4]]
     rows_sum_to_one = _rows_sum_to_one(group)
-    heads = small["head"].size
-    for index in _indices(("seed", "step", "region", "applied_mask", "layer"), small):
-        selection = tuple(index.get(axis, slice(None)) for axis in SPECTRUM_AXES)
+    for starts, slab in _slabs(datasets["singular_values"], SPECTRUM_AXES):
+        arrays = {name: read_array(datasets[name], slab) for name in names}
 
-        def read(name: str, selection: tuple[int | slice, ...] = selection) -> NDArray[Any]:
-            return read_array(datasets[name], selection)
+        def read(name: str, slab: tuple[slice, ...] = slab) -> NDArray[Any]:
+            return read_array(datasets[name], slab)
 
-        sides = {
-            side: np.repeat(small[side][index["region"]].astype(np.int64)[:, np.newaxis], heads, axis=1)
+        regions, sequences = slab[SPECTRUM_AXES.index("region")], slab[SPECTRUM_AXES.index("sequence")]
+        sides: dict[str, NDArray[Any]] = {
+            side: np.broadcast_to(
+                rearrange(small[side][regions, sequences].astype(np.int64), "region sequence -> region 1 sequence 1 1"),
+                arrays["status"].shape,
+            )
             for side in ("rows", "columns")
         }
         yield (
-            index,
+            starts,
             Cells(
-                **{name: read(name) for name in names},
+                **arrays,
                 **sides,
                 measures={name: read(name) for name in contents.measures},
                 brackets={name: (read(f"{name}_lower"), read(f"{name}_upper")) for name in contents.estimated},
@@ -273,15 +293,14 @@ def _blocks(
 def _layer_blocks(
     group: h5py.Group, measures: Iterable[str], small: Mapping[str, NDArray[Any]]
 ) -> Iterator[tuple[dict[str, int], Spectra]]:
-    """The outputs of one layer at a time: where it is, and its numbers, "sequence"."""
+    """The outputs of layers, a few mebibytes at a time: where they begin, and the numbers, over LAYER_AXES."""
     datasets = datasets_in(group)
-    sides = np.full(small["sequence"].size, small["output_component"].size, dtype=np.int64)
-    for index in _indices(("seed", "step", "layer"), small):
-        selection = tuple(index.get(axis, slice(None)) for axis in LAYER_AXES)
+    for starts, slab in _slabs(datasets[f"{LAYER_OUTPUT}singular_values"], LAYER_AXES):
         names = ("singular_values", "floor_arithmetic", *measures)
-        arrays = {name: read_array(datasets[f"{LAYER_OUTPUT}{name}"], selection) for name in names}
+        arrays = {name: read_array(datasets[f"{LAYER_OUTPUT}{name}"], slab) for name in names}
+        sides = np.full(arrays["floor_arithmetic"].shape, small["output_component"].size, dtype=np.int64)
         yield (
-            index,
+            starts,
             Spectra(
                 singular_values=arrays.pop("singular_values"),
                 floor_arithmetic=arrays.pop("floor_arithmetic"),

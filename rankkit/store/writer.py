@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from rankkit.errors import SpectrumFileError
 from rankkit.store import schema
+from rankkit.store.chunk_queue import ChunkQueue
 from rankkit.store.comparison import comparison_groups
 from rankkit.store.datasets import create_dataset, set_attributes
 from rankkit.store.functional import CutLosses
@@ -91,6 +92,7 @@ class SpectrumWriter:
         except BaseException:
             self._output.discard()
             raise
+        self._queue = ChunkQueue(self._output)
         return self
 
     def __exit__(
@@ -102,6 +104,7 @@ class SpectrumWriter:
             if error is None:
                 self._finish(output)
         finally:
+            self._queue.close()
             output.discard()
 
     def group(self, name: str, layout: GroupLayout) -> GroupWriter:
@@ -123,9 +126,8 @@ class SpectrumWriter:
         problem = baseline_problem(name, rows_sum_to_one=layout.rows_sum_to_one)
         if problem is not None:
             raise ValueError(f"{problem}. Correct the layout.")
-        output = self._opened()
-        datasets = output.run(lambda file: create_group(file, name, layout))
-        self._groups[name] = GroupWriter(output, name, layout, datasets)
+        datasets = self._opened().run(lambda file: create_group(file, name, layout))
+        self._groups[name] = GroupWriter(self._queue, name, layout, self._queue.targets(datasets))
         return self._groups[name]
 
     def comparison(
@@ -230,6 +232,7 @@ class SpectrumWriter:
             missing = group.first_unwritten()
             if missing is not None:
                 raise SpectrumFileError(f"{name} must be written whole, got nothing for {missing}. Write every cell.")
+        self._queue.flush()
         output.run(_seal)
         output.finish(self._check)
 
