@@ -100,7 +100,7 @@ def study_file(path: Path) -> Iterator[StudyFile]:
         SpectrumFileError: it cannot be opened safely, follows a newer schema, or numbers its positions in its own way.
     """
     with opened(path) as file:
-        attributes = _plain(str(path), attributes_of(file))
+        attributes = attributes_of(file)
         if is_newer(file):
             raise SpectrumFileError(
                 f"{path} must follow schema {schema.SCHEMA_VERSION} or older, got {attributes['rankkit_schema']!r:.20}: "
@@ -108,14 +108,11 @@ def study_file(path: Path) -> Iterator[StudyFile]:
             )
         texts = {variable.name: read_strings(file[variable.name])[0] for variable in schema.ROOT_STRINGS}
         comparison = comparison_groups(file).get(schema.COMPARISON)
-        functional = functional_groups(file)
-        for arm, group in functional.items():
-            _plain(f"{path}: {schema.FUNCTIONAL}/{arm}", attributes_of(group))
         yield StudyFile(
             path=path,
             root=Root(attributes=attributes, **texts),
             parts={name: _part(path, name, group) for name, group in measure_groups(file).items()},
-            functional=functional,
+            functional=functional_groups(file),
             compared=() if comparison is None else tuple(read_array(comparison["measure"]).tolist()),
         )
 
@@ -131,20 +128,10 @@ def _part(path: Path, name: str, group: h5py.Group) -> Part:
         name=name,
         group=group,
         places={axis: {label: place for place, label in enumerate(labels)} for axis, labels in axes.items()},
-        attributes=_plain(f"{path}: {name}", attributes_of(group)),
+        attributes=attributes_of(group),
         contents=contents_in(group),
         arrays={v.name: read_array(datasets[v.name]) for v in STATIC_VARIABLES if v.name in datasets},
     )
-
-
-def _plain(where: str, attributes: Mapping[str, Any]) -> dict[str, Attribute]:
-    """Attributes that can be written again."""
-    for name, value in attributes.items():
-        if not isinstance(value, (str, int, float)):
-            raise SpectrumFileError(
-                f"{where}: attribute {name} must be text or one number, got {value!r:.40}. Remove it."
-            )
-    return dict(attributes)
 
 
 def assembled(parts: Sequence[Part], variable: Variable, wanted: Mapping[str, Sequence[Any]]) -> NDArray[Any]:
