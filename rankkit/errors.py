@@ -5,7 +5,7 @@
     ├── DataError               text or token ids that cannot be used              (also a ValueError)
     ├── OutputExistsError       something stands where the output should go
     ├── RunError                a run directory that is missing, damaged, foreign, newer or in use
-    ├── MatchError              two arms differ in something that was not declared
+    ├── MatchError              two arms, or files of one study, differ in something undeclared
     ├── NonFiniteLossError      training left the real numbers
     ├── CaptureError            attention factors could not be captured
     ├── SpectrumFileError       an HDF5 file that is missing, damaged, foreign or newer
@@ -52,7 +52,7 @@ class RunError(RankkitError):
 
 
 class MatchError(RankkitError):
-    """Two arms differ in something that was not declared."""
+    """Two arms, or files of one study, differ in something that was not declared."""
 
 
 class NonFiniteLossError(RankkitError):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rankkit.axes import REGIONS
 from rankkit.errors import ConfigurationError, RankkitError
 from rankkit.masks import Causal, MaskKind
 from rankkit.operators import AttentionOperator, DenseOperator, Operator
@@ -217,7 +218,8 @@ def region_methods(config: MeasureConfig, n: int, p: int) -> dict[str, tuple[Met
     Raises:
         ConfigurationError: none does.
     """
-    sizes = {region: region_size(region, n, p) for region in config.regions if region_size(region, n, p) > 0}
+    asked = [region for region in REGIONS if region in config.regions]  # one order, whatever order was typed
+    sizes = {region: region_size(region, n, p) for region in asked if region_size(region, n, p) > 0}
     if not sizes:
         raise ConfigurationError(
             f"regions must exist, got {', '.join(config.regions)} with {n} tokens and a prefix of {p}. "
@@ -255,7 +257,7 @@ def chosen_numbers(name: str, wanted: Sequence[int] | None, known: Sequence[int]
     Raises:
         ConfigurationError: one is not known.
     """
-    chosen = tuple(known) if wanted is None else tuple(sorted(set(wanted)))
+    chosen = tuple(sorted(set(known if wanted is None else wanted)))
     if not chosen or not set(chosen) <= set(known):
         whole = list(known) == list(range(len(known)))
         there = f"0..{len(known) - 1}" if whole else ", ".join(map(str, known))
