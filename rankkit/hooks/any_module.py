@@ -30,23 +30,27 @@ CLOSED: Final = {
 
 
 @contextmanager
-def watched_functions(model: nn.Module, recorder: Recorder) -> Iterator[None]:
+def watched_functions(
+    model: nn.Module, recorder: Recorder, on_mixed: Callable[[Tensor, Tensor], None] | None = None
+) -> Iterator[None]:
     """Record the attention of a module while the context lasts.
 
     Args:
         model: any module.
         recorder: gets factors from `scaled_dot_product_attention`, and the matrices themselves from a softmax over keys.
+        on_mixed: called after each `scaled_dot_product_attention` with its values "sequence group key feature" and what
+            it returned, "sequence head query feature".
     """
-    with recorder.watching(model.modules()), _Functions(recorder):
+    with recorder.watching(model.modules()), _Functions(recorder, on_mixed):
         yield
 
 
 class _Functions(TorchFunctionMode):
     """Sees calls of torch functions; switched off by torch while it handles one."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recorder, on_mixed: Callable[[Tensor, Tensor], None] | None) -> None:
         super().__init__()
-        self._recorder = recorder
+        self._recorder, self._on_mixed = recorder, on_mixed
 
     def __torch_function__(
         self,
@@ -62,7 +66,10 @@ class _Functions(TorchFunctionMode):
         if function is F.scaled_dot_product_attention:
             self._recorder.record(_call(self._recorder.name(module), module, *args, **kwargs))
         output = function(*args, **kwargs)
-        if function in SOFTMAX:
+        if function is F.scaled_dot_product_attention and self._on_mixed is not None:
+            value = args[2] if len(args) > 2 else kwargs["value"]
+            self._on_mixed(_four_axes(value.detach()), _four_axes(output.detach()))
+        elif function in SOFTMAX:
             self._softmax(module, output, args, kwargs)
         elif function in CLOSED:
             self._recorder.note_closed(CLOSED[function])

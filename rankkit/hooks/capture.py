@@ -50,6 +50,11 @@ class Captured:
         self._found.append(found)
 
     @property
+    def found(self) -> list[LayerAttention]:
+        """Factors and matrices by layer and forward pass."""
+        return list(self._found)
+
+    @property
     def layers(self) -> list[LayerFactors]:
         """The factors by layer and forward pass."""
         return [found for found in self._found if isinstance(found, LayerFactors)]
@@ -148,6 +153,8 @@ def capture_mode(model: nn.Module, mode: Mode = "auto") -> tuple[str, str]:
         if mode != "auto":
             raise CaptureError(f"mode must be auto for a rankkit Transformer, got {mode!r}. Leave it out.")
         return "own", f"{name} is a rankkit Transformer"
+    if any(path.split(".")[-1] == "_orig_mod" for path, _ in model.named_modules()):
+        raise CaptureError(f"model must not be compiled, got {name}. Capture what it was compiled from: its _orig_mod.")
     parts = pretrained_parts(model)
     if not parts:
         if mode in ("qk", "eager"):

@@ -130,6 +130,14 @@ class Recorder:
         else:
             self._hand_over(place, weights, seen, "its own eager attention is not that of its queries and keys")
 
+    def record_weights(self, call: AttentionCall, weights: Tensor, reason: str) -> None:
+        """Hand over the matrices "sequence head query key" that came of a call, instead of its factors."""
+        _, queries, keys = call.shape
+        place = self._next(call.module, cross=queries != keys)
+        if place is not None:
+            seen = self._read(call.mask, call.bias, causal=call.causal, shape=call.shape, kind=place.kind)
+            self._hand_over(place, weights, seen, reason)
+
     def record_matrices(self, module: str, weights: Tensor, logits: Tensor, reason: str) -> None:
         """Hand over matrices "sequence head query key", with the masked logits that they come from."""
         sequences, _, queries, keys = weights.shape

@@ -158,7 +158,9 @@ def tiny_model(family: str, padding: str = "none") -> tuple[Any, dict[str, Tenso
         model = FAMILIES[family].build().eval()
         for parameter in model.parameters():
             wide = parameter.dim() > 1
-            parameter.data = torch.randn_like(parameter) * (FAMILIES[family].spread if wide else 0.1) + (0 if wide else parameter.data)
+            parameter.data = torch.randn_like(parameter) * (FAMILIES[family].spread if wide else 0.1) + (
+                0 if wide else parameter.data
+            )
         return model, _inputs(FAMILIES[family].inputs, padding)
 
 
@@ -205,7 +207,7 @@ def applied_maps(model: Any, inputs: dict[str, Tensor]) -> dict[tuple[str, str],
     class Slow(TorchFunctionMode):
         def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if function is F.scaled_dot_product_attention:
-                query, key, value = args
+                query, key, _ = args
                 logits = query @ key.mT / query.shape[-1] ** 0.5 + kwargs["attn_mask"]
                 maps.append(logits.softmax(dim=-1))
             return function(*args, **(kwargs or {}))
