@@ -642,7 +642,7 @@ def test_measures_say_what_they_require():
     required = {name: set(entry.requires) for name, entry in MEASURES.items() if entry.requires}
     assert required == {
         "attention_entropy": {"non_negative", "rows_sum_to_one"},
-        "attention_entropy_relative": {"attention"},
+        "attention_entropy_relative": {"attention", "rows_sum_to_one"},
         "mean_ipr": {"non_negative", "rows_sum_to_one"},
         "rank_one_residual": {"non_negative"},
         "sink_position": {"non_negative"},
