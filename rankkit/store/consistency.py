@@ -317,7 +317,17 @@ def _within(spectra: Spectra, variables: Sequence[tuple[str, str, NDArray[np.flo
     if not known:
         return
     names, values = [measure for _, measure, _ in known], np.stack([values for _, _, values in known])
-    outside = excluded(names, values, spectra.rank, spectra.columns, rows_sum_to_one=spectra.rows_sum_to_one)
+
+    def excluding(shifted: NDArray[np.float64]) -> NDArray[np.bool_]:
+        return excluded(names, shifted, spectra.rank, spectra.columns, rows_sum_to_one=spectra.rows_sum_to_one)
+
+    outside = excluding(values)
+    if np.count_nonzero(outside) and isinstance(spectra, Cells):
+        # A matrix of rounded entries may leave a range by as much as its measure may be off, and no more.
+        unknown = np.zeros(values.shape[1:])
+        errors = np.stack([spectra.errors.get(name, unknown) if name == m else unknown for name, m, _ in known])
+        off = np.nan_to_num(errors)
+        outside &= excluding(values - off) & excluding(values + off)
     if np.count_nonzero(outside):
         for (name, measure, _), broken in zip(known, outside, strict=True):
             yield f"{name} must be {measure_range(measure)}", broken

@@ -279,7 +279,7 @@ class ArraySource:
 
     def _operator(self, tensors: dict[str, torch.Tensor], plan: Plan) -> Operator:
         if not self._has_factors:
-            return DenseOperator(matrix=tensors["attention"])
+            return DenseOperator(matrix=tensors["attention"], precision=getattr(torch, self._arrays.precision))
         mask = self._mask.at(plan.queries, plan.sequence_length, plan.prefix_length)
         assert self._scale is not None, "factors have a scale"
         return AttentionOperator(query=tensors["queries"], key=tensors["keys"], mask=mask, scale=self._scale)

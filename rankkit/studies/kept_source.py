@@ -36,6 +36,9 @@ __all__ = ["KeptSource", "kept_source"]
 
 _OF_THE_PREFIX: Final = ("prefix_block", "prefix_block_first_key_removed")
 _STATIC: Final = ("tokens", "prefix_length", "valid_row", "untrained", "region", "sequence", "checkpoint_sha256")
+_CARRIED: Final = ("bos", "packing", "truncation", "architecture", "masks", "logits", "swapped_mask")
+"""Group attributes that hold for a measurement of what was kept, too."""
+_PLAIN: Final = "plain"
 _PRECISIONS: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -110,7 +113,7 @@ class KeptSource:
             queries=static["valid_row"].shape[1],
             prefix_length=p,
             regions=tuple(methods),
-            applied=APPLIED if self._all_factors else APPLIED[:1],
+            applied=APPLIED if self._all_factors and "swapped" in first.labels["applied_mask"] else APPLIED[:1],
             layers=layers,
             heads=chosen_numbers("heads", config.heads, labels["head"]),
             arms=tuple(
@@ -148,7 +151,7 @@ class KeptSource:
 
     def _check_arms(self, first: GroupDescription) -> None:
         """Refuse arms that one plan does not fit, and padding."""
-        shared = ("seed", "step", "sequence", "layer", "head")
+        shared = ("seed", "step", "sequence", "layer", "head", "applied_mask")
         for group in self._groups.values():
             static = self._static[group.name]
             if any(group.labels[axis] != first.labels[axis] for axis in shared) or not np.array_equal(
@@ -162,6 +165,12 @@ class KeptSource:
                 raise SpectrumFileError(
                     f"{self._path}: {group.name} must keep whole sequences with one prefix length to be measured again, "
                     "got padding or several prefixes. Measure the model again."
+                )
+            logits = str(group.attributes.get("logits", _PLAIN))
+            if self._factors[group.name] and (logits != _PLAIN or str(group.attributes["kind"]) != "self"):
+                raise SpectrumFileError(
+                    f"{self._path}: {group.name} must be self-attention with plain logits (scale Q K^T) to be measured again, "
+                    f"got {str(group.attributes['kind'])[:40]} attention with {logits[:80]!r}. Measure the model again."
                 )
             if str(group.attributes["mask"]) not in set(MaskKind) and self._factors[group.name]:
                 raise SpectrumFileError(
@@ -211,7 +220,8 @@ class KeptSource:
             kind=str(group.attributes["kind"]),
             seeds=seeds,
             checkpoint_sha256=tuple(tuple(str(row[labels["step"].index(step)]) for step in steps) for row in picked),
-            attributes={name: str(group.attributes[name]) for name in ("bos", "packing", "truncation")},
+            attributes={name: group.attributes[name] for name in _CARRIED if name in group.attributes},
+            swapped=_swapped(group),
             example=factor_example(mask, p, n) if factors else dense_example(_structure(group, mask, n, static)),
             features=group.dimensions["feature"] if factors else None,
             logit_scale=float(group.attributes["logit_scale"]) if factors else None,
@@ -239,7 +249,7 @@ class KeptSource:
             return torch.from_numpy(np.stack([one[name][heads] for one in kept])).to(self._device)
 
         if not self._factors[group.name]:
-            return DenseOperator(matrix=stacked("attention"))
+            return DenseOperator(matrix=stacked("attention"), precision=torch.float32)
         return AttentionOperator(
             query=stacked("queries"),
             key=stacked("keys"),
@@ -255,6 +265,12 @@ def _structure(group: GroupDescription, mask: str, n: int, static: Mapping[str, 
         found.add("square")
         found |= {"triangular"} if mask == MaskKind.CAUSAL else set()
     return found
+
+
+def _swapped(group: GroupDescription) -> MaskKind | None:
+    """The mask that a model's file says was swapped in; of a run the other of causal and prefix."""
+    said = str(group.attributes.get("swapped_mask", "")).partition(":")[0]
+    return MaskKind(said) if said in set(MaskKind) else None
 
 
 def _flag(group: GroupDescription, static: Mapping[str, NDArray[Any]], region: str, layer: int) -> bool:

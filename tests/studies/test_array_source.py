@@ -109,6 +109,16 @@ def test_the_noise_floor_is_that_of_the_stored_type(dtype: Any, least: float, tm
     assert group.rows_sum_to_one, "rounding to half precision does not make attention something else"
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_rounded_rows_may_leave_a_range_by_their_error_alone(dtype: Any, tmp_path: Path) -> None:
+    """Rows of three equal entries sum to a little more than 1, and have a little more entropy than three keys allow."""
+    path = saved(tmp_path / "a.npy", {"": np.full((2, 3, 3), 1 / 3, dtype=dtype)})
+    measured(path, tmp_path / "s.h5", "none", measures=("attention_entropy", "mean_ipr", "effective_rank"))
+    stored = read_group(tmp_path / "s.h5", "arrays")
+    assert (stored["attention_entropy"] - np.log(3) <= stored["attention_entropy_error"]).all()
+    assert np.isfinite(stored["mean_ipr"]).all()
+
+
 def test_matrices_that_are_not_attention_have_what_needs_it_switched_off_by_name(tmp_path: Path) -> None:
     matrices = np.random.default_rng(0).normal(size=(2, 16, 12))
     measured(saved(tmp_path / "a.npy", {"": matrices}), tmp_path / "s.h5", "none")
