@@ -9,7 +9,7 @@ import click
 
 __all__ = ["main"]
 
-_COMMANDS = ("demo", "train-pair", "spectrum", "run", "inspect", "merge", "export", "sample", "presets")
+_COMMANDS = ("demo", "train-pair", "spectrum", "compare", "run", "inspect", "merge", "export", "sample", "presets")
 
 
 class _Commands(click.Group):

@@ -166,11 +166,11 @@ class KeptSource:
                     f"{self._path}: {group.name} must keep whole sequences with one prefix length to be measured again, "
                     "got padding or several prefixes. Measure the model again."
                 )
-            logits = str(group.attributes.get("logits", _PLAIN))
-            if self._factors[group.name] and (logits != _PLAIN or str(group.attributes["kind"]) != "self"):
+            kind, logits = (str(group.attributes.get(name, _PLAIN))[:80] for name in ("kind", "logits"))
+            if self._factors[group.name] and (logits != _PLAIN or kind != "self"):
                 raise SpectrumFileError(
-                    f"{self._path}: {group.name} must be self-attention with plain logits (scale Q K^T) to be measured again, "
-                    f"got {str(group.attributes['kind'])[:40]} attention with {logits[:80]!r}. Measure the model again."
+                    f"{self._path}: {group.name} must be self-attention with plain logits (scale Q K^T) to be measured "
+                    f"again, got {kind} attention with {logits!r}. Measure the model again."
                 )
             if str(group.attributes["mask"]) not in set(MaskKind) and self._factors[group.name]:
                 raise SpectrumFileError(
