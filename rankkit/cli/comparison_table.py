@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rankkit.cli.console import Output, new_table
+from rankkit.cli.console import Output, new_table, visible
 
 __all__ = ["show_comparison"]
 
@@ -26,16 +26,16 @@ def show_comparison(path: Path, output: Output) -> None:
     from rankkit.store import read_group
 
     stored = read_group(path, "comparison")
-    measures = [str(name) for name in stored["measure"]]
+    measures = [visible(name) for name in stored["measure"]]
     measure = _HEADLINE if _HEADLINE in measures else measures[0]
     chosen = measures.index(measure)
     control = ["A/A"] if "same_mask" in stored else []
     names = [name.replace("_", " ") for name in _EFFECTS]
     table = new_table(f"{measure.replace('_', ' ')}: mean [95% interval]", ["region", "layer", *names, *control])
-    for r, region in enumerate(map(str, stored["region"])):
+    for r, region in enumerate(map(visible, stored["region"])):
         for index, layer in enumerate(stored["layer"].tolist()):
             table.add_row(region.replace("_", " "), str(layer), *_cells(stored, "", (chosen, r, index), bool(control)))
-        if "mean_gap" in stored:
+        if all(f"mean_{name}" in stored for name in _EFFECTS):
             table.add_row(region.replace("_", " "), "mean", *_cells(stored, "mean_", (chosen, r), bool(control)))
     output.table(table)
     if control:
@@ -44,7 +44,8 @@ def show_comparison(path: Path, output: Output) -> None:
 
 def _cells(stored: dict[str, NDArray[Any]], prefix: str, where: tuple[int, ...], control: bool) -> list[str]:
     cells = [_interval(*stored[f"{prefix}{name}"][where].tolist()) for name in _EFFECTS]
-    return cells + ([_number(float(stored[f"{prefix}same_mask"][where]))] if control else [])
+    same = stored.get(f"{prefix}same_mask")
+    return cells + ([_number(np.nan if same is None else float(same[where]))] if control else [])
 
 
 def _interval(mean: float, lower: float, upper: float) -> str:

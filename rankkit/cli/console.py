@@ -31,6 +31,7 @@ __all__ = [
     "new_table",
     "plain",
     "shard_option",
+    "visible",
 ]
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
@@ -68,8 +69,9 @@ class Output:
 
         self.as_json, self.quiet = as_json, quiet
         # Tables keep their width in a pipe, so that a log reads like the terminal; a terminal decides for itself.
-        self.out: Console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-        self.err: Console = Console(stderr=True, highlight=False)
+        # Texts from files are data: square brackets in them are no markup.
+        self.out: Console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False)
+        self.err: Console = Console(stderr=True, highlight=False, markup=False)
 
     @property
     def live(self) -> bool:
@@ -117,6 +119,11 @@ class Output:
         """The machine-readable result, printed only with --json; not-a-number becomes null."""
         if self.as_json:
             click.echo(json.dumps(plain(value), allow_nan=False))
+
+
+def visible(text: object) -> str:
+    """A text from a file in one line, in which a terminal finds nothing to obey: what is not printable is escaped."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in str(text))
 
 
 def plain(value: Any) -> Any:
@@ -215,7 +222,7 @@ def guarded(function: F) -> F:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    return visible(" ".join(str(error).split()))
 
 
 def device_option(function: F) -> F:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rankkit.cli.comparison_table import show_comparison
-from rankkit.cli.console import FAILED, Output, common_options, examples, guarded
+from rankkit.cli.console import FAILED, Output, common_options, examples, guarded, visible
 
 if TYPE_CHECKING:
     from rankkit.store import ComparisonDescription, FileDescription, GroupDescription
@@ -104,15 +104,16 @@ def _show_file(description: FileDescription, output: Output) -> None:
     from rankkit.store import kept_in
 
     root = description.root.attributes
-    output.say(f"{description.path}: {root['title']}, {description.size / 2**20:.1f} MiB")
+    output.say(f"{description.path}: {visible(root['title'])}, {description.size / 2**20:.1f} MiB")
     output.say(
-        f"schema {root['rankkit_schema']}, rankkit {root['rankkit_version']}, made {root['created']} by: "
-        f"{description.root.command}"
+        f"schema {visible(root['rankkit_schema'])}, rankkit {visible(root['rankkit_version'])}, made "
+        f"{visible(root['created'])} by: {visible(description.root.command)}"
     )
     for group in description.groups:
         sizes = ", ".join(f"{axis} {size}" for axis, size in group.dimensions.items())
         output.say(
-            f"/{group.name}: mask {group.attributes['mask']}, objective {group.attributes['objective']}; {sizes}"
+            f"/{group.name}: mask {visible(group.attributes['mask'])}, objective "
+            f"{visible(group.attributes['objective'])}; {sizes}"
         )
         _show_group(group, output)
         if kept := kept_in(description.path, group.name):
@@ -141,7 +142,7 @@ def _show_group(group: GroupDescription, output: Output, *, known_rule: object =
     if not group.rows_sum_to_one:
         output.say("  rows need not sum to 1: these are not attention")
     if (rule := group.attributes.get("method_rule")) != known_rule:
-        output.say(f"  method: {rule}")
+        output.say(f"  method: {visible(rule)}")
     for name, reason in group.unavailable.items():
         output.say(f"  no {name}: {reason}")
 
@@ -157,7 +158,7 @@ def _show_definitions(description: FileDescription, output: Output) -> None:
         for name, measure in found.items():
             beside = _beside(name, groups) if title == "measures" else ""
             source = f" [{measure.source}]" if measure.source else ""
-            output.say(f"  {name}: {measure.definition}{source}{beside}")
+            output.say(f"  {name}: {visible(measure.definition + source)}{beside}")
 
 
 def _beside(name: str, groups: Sequence[GroupDescription]) -> str:
@@ -169,9 +170,9 @@ def _beside(name: str, groups: Sequence[GroupDescription]) -> str:
 
 def _show_comparison(comparison: ComparisonDescription, output: Output) -> None:
     facts = comparison.attributes  # a file of ours has them all; another's may not
-    arms = [str(facts[role]) for role in ("causal_arm", "prefix_arm") if role in facts]
+    arms = [visible(facts[role]) for role in ("causal_arm", "prefix_arm") if role in facts]
     between = f" of {' and '.join(arms)}" if arms else ""
-    interval = f"; {facts['interval']}" if "interval" in facts else ""
+    interval = f"; {visible(facts['interval'])}" if "interval" in facts else ""
     output.say(f"/comparison: gap, mask_effect, learned_effect, interaction{between}{interval}")
     if comparison.steps:
         output.say(f"/comparison/by_step: the same at steps {', '.join(f'{step:,}' for step in comparison.steps)}")

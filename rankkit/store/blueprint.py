@@ -40,7 +40,7 @@ from rankkit.store.messages import (
 )
 from rankkit.store.texts import TextHeaps
 
-__all__ = ["check_blueprint"]
+__all__ = ["Entry", "Fact", "blueprint_of"]
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _SUPERBLOCK_BYTES, _CHECKSUM = 48, 4
@@ -48,6 +48,36 @@ _OBJECTS_LIMIT = 10_000  # groups and datasets in one file; two arms with all ba
 _DEPTH_LIMIT = 8  # groups inside groups; ours reach 3
 _AXES, _TEXT_BYTES = "DIMENSION_LIST", 16
 _DEFLATE, _FLETCHER = 1, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """An attribute."""
+
+    name: str
+    """As it stands in the file."""
+    kind: Kind
+    """Type."""
+    shape: tuple[int, ...]
+    """Of its value."""
+    text: bytes
+    """Its value, where it is a text; the first, where it has several."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A group or variable."""
+
+    path: str
+    """From "/"."""
+    facts: tuple[Fact, ...]
+    """Its attributes."""
+    shape: tuple[int, ...] | None = None
+    """Of a variable; None for a group."""
+    kind: Kind | None = None
+    """Type of a variable."""
+    chunk: tuple[int, ...] = ()
+    """Shape of a chunk; empty where there is none."""
 
 
 @dataclass(slots=True)
@@ -65,11 +95,14 @@ class _Header:
     fill: int | None = None
 
 
-def check_blueprint(path: Path) -> None:
-    """Refuse a file whose layout is not that of our writer.
+def blueprint_of(path: Path) -> list[Entry]:
+    """Read how a file is laid out, and refuse one whose layout is not that of our writer.
 
     Args:
         path: a file that is not empty.
+
+    Returns:
+        Everything in it, the root first, the entries of a group one after another.
 
     Raises:
         SpectrumFileError: naming the part and what is wrong with it.
@@ -77,7 +110,7 @@ def check_blueprint(path: Path) -> None:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         blueprint = _Blueprint(data)
         try:
-            blueprint.check()
+            return blueprint.entries()
         except Odd as odd:
             where = f"{blueprint.at.rstrip('/')}/{odd.name}" if odd.name else blueprint.at
             shown = where[:200].encode("unicode_escape").decode()  # a name may be anything here
@@ -98,32 +131,35 @@ class _Blueprint:
         self._axes: list[tuple[str, int]] = []
         self.at = "/"
 
-    def check(self) -> None:
-        """Read everything.
+    def entries(self) -> list[Entry]:
+        """Read everything, group by group.
 
         Raises:
             Odd: something is not as our writer leaves it; `at` tells where.
         """
-        waiting = [("/", self._superblock(), 0)]
+        found, waiting = [], [("/", self._superblock(), 0)]
         while waiting:
-            self.at, address, depth = waiting.pop()
+            self.at, address, depth = waiting.pop(0)
             if address in self._objects:
                 raise Odd("have one name", "a second name for the same object")
             header = self._header(address)
             self._objects[address] = header.layout is not None
             if len(self._objects) > _OBJECTS_LIMIT or depth > _DEPTH_LIMIT:
                 raise Odd("be small", f"more than {_OBJECTS_LIMIT} objects or {_DEPTH_LIMIT} levels")
-            self._attributes(header)
+            facts = tuple(self._facts(header))
             if header.layout is not None:
                 self._dataset(header)
+                found.append(Entry(self.at, facts, header.shape, header.kind, header.layout.chunk[:-1]))
             else:
                 names = self._group(header)
                 waiting += [(f"{self.at.rstrip('/')}/{link.name}", link.address, depth + 1) for link in names]
+                found.append(Entry(self.at, facts))
         for path, address in self._axes:
             self.at = path
             if not self._objects.get(address, False):
                 raise Odd("have its axes labelled by variables of the file", f"a label at {address}")
         self._nothing_overlaps()
+        return found
 
     def _claim(self, start: int, size: int) -> None:
         self._claims.append((start, start + size))
@@ -196,17 +232,21 @@ class _Blueprint:
             raise Odd("have different names", "one twice")
         return found
 
-    def _attributes(self, header: _Header) -> None:
-        """The values of attributes point into text heaps, or at the scales of axes."""
-        every = header.attributes + [
-            read_attribute(cursor) for cursor in self._dense(header.dense_attributes, "attributes")
-        ]
-        for attribute in every:
-            if attribute.kind.unit:
-                for start, size in self._heaps.check(attribute.place, attribute.count, attribute.kind.unit):
-                    if attribute.kind.family == "references":
-                        found = np.frombuffer(self._data[start : start + size], dtype="<u8")
-                        self._axes += [(self.at, int(address)) for address in found]
+    def _facts(self, header: _Header) -> Iterator[Fact]:
+        """Attributes, whose values may point into text heaps, or at the scales of axes."""
+        dense = (read_attribute(cursor) for cursor in self._dense(header.dense_attributes, "attributes"))
+        for attribute in (*header.attributes, *dense):
+            text, kind = b"", attribute.kind
+            pieces = list(self._heaps.check(attribute.place, attribute.count, kind.unit)) if kind.unit else []
+            if kind.family == "references":
+                for start, size in pieces:
+                    found = np.frombuffer(self._data[start : start + size], dtype="<u8")
+                    self._axes += [(self.at, int(address)) for address in found]
+            elif pieces:
+                text = self._data[pieces[0][0] : sum(pieces[0])]
+            elif kind.family == "fixed text":
+                text = self._data[attribute.place : attribute.place + kind.size]
+            yield Fact(attribute.name, kind, attribute.shape, text)
 
     def _dataset(self, header: _Header) -> None:
         """Type, shape, fill value and filters must fit, and the data lie where it can be read."""

@@ -66,7 +66,11 @@ class Cursor:
 
     def number(self, size: int) -> int:
         """The next bytes as an unsigned number, the lowest first."""
-        return int.from_bytes(self.take(size), "little")
+        start = self.place
+        if size > self.stop - start:
+            raise Odd("hold what it announces", f"{self.left} of {size} bytes at {start}")
+        self.place = start + size
+        return int.from_bytes(self.data[start : self.place], "little")
 
     def one_of(self, size: int, known: Collection[int], what: str) -> int:
         """The next number, which must be among some."""

@@ -1,8 +1,8 @@
 """The one door to h5py: files are looked at before they are read.
 
-`opened` reads how the whole file is laid out before HDF5 does (rankkit.store.blueprint), then walks it without reading data
-(rankkit.store.walk, rankkit.store.attributes), and refuses what points elsewhere, runs in circles, asks for more than it can
-hold, or would be too much for HDF5; nothing else in this package opens a spectrum file for reading.
+`opened` reads how the whole file is laid out before HDF5 does, without reading data, and refuses what points elsewhere, runs
+in circles or would be too much for HDF5 (rankkit.store.blueprint), and what asks for more than it can hold
+(rankkit.store.budget); nothing else in this package opens a spectrum file for reading.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 from rankkit.errors import SpectrumFileError
 from rankkit.store.attributes import attributes_of, sha256_of_attributes, sha256_of_strings
-from rankkit.store.blueprint import check_blueprint
+from rankkit.store.blueprint import Entry, blueprint_of
+from rankkit.store.budget import check_budget
 from rankkit.store.library import damage, h5py, is_text, refusal
 from rankkit.store.schema import SCHEMA_VERSION
 from rankkit.store.unpacking import read_chunks
-from rankkit.store.walk import walk
 
 __all__ = [
     "DEFAULT_LIMIT",
@@ -56,7 +56,7 @@ _VERSION = re.compile(r"\d[0-9A-Za-z.+]{0,30}")
 
 @contextlib.contextmanager
 def opened(path: str | Path, *, limit: int = DEFAULT_LIMIT) -> Iterator[h5py.File]:
-    """Open one of our files for reading, after a walk that reads no data.
+    """Open one of our files for reading, once it is known how it is laid out.
 
     Args:
         path: the file.
@@ -71,11 +71,12 @@ def opened(path: str | Path, *, limit: int = DEFAULT_LIMIT) -> Iterator[h5py.Fil
             something that no version of rankkit writes.
     """
     path = Path(path)
-    file = _open(path)
+    file, entries = _open(path)
     try:
         with damage(path, "its structure"):
             _check_identity(file, path)
-            walk(file, size=path.stat().st_size, limit=limit)
+            check_budget(path, entries, size=path.stat().st_size, limit=limit)
+            file.visit(lambda name: None)  # HDF5 looks at every header, and compares its checksum
             if attributes_of(file).get("complete") != 1:
                 raise SpectrumFileError(f"{path} must be complete, got an unfinished file. Measure again.")
         yield file
@@ -83,7 +84,7 @@ def opened(path: str | Path, *, limit: int = DEFAULT_LIMIT) -> Iterator[h5py.Fil
         file.close()
 
 
-def _open(path: Path) -> h5py.File:
+def _open(path: Path) -> tuple[h5py.File, list[Entry]]:
     if not path.is_file():
         found = "a folder" if path.is_dir() else "no such file"
         raise SpectrumFileError(f"{path} must be an HDF5 file, got {found}. Check the path.")
@@ -93,8 +94,8 @@ def _open(path: Path) -> h5py.File:
             raise SpectrumFileError(f"{path} must be an HDF5 file, got an empty one. Measure again.")
         if not h5py.is_hdf5(path):
             raise SpectrumFileError(f"{path} must be an HDF5 file, got one that starts with {start!r}. Check the path.")
-        check_blueprint(path)
-        return h5py.File(path, "r", locking="best-effort", rdcc_nbytes=_CACHE_BYTES)
+        entries = blueprint_of(path)
+        return h5py.File(path, "r", locking="best-effort", rdcc_nbytes=_CACHE_BYTES), entries
 
 
 def _first_bytes(path: Path) -> bytes:

@@ -54,12 +54,15 @@ Family = Literal["number", "text", "fixed text", "references", "pairs"]
 _AXES_LIMIT = 32  # of a dataset in HDF5
 _FIXED_LIMIT = 256  # bytes of a text of fixed length: the marks of dimension scales, of which netCDF-4's have 64
 _NUMBERS = {  # fixed-point without padding: class and version, sign, size, bit offset, precision
-    bytes([0x10, sign, 0, 0]) + size.to_bytes(4, "little") + bytes(2) + (8 * size).to_bytes(2, "little"): size
+    bytes([0x10, sign, 0, 0])
+    + size.to_bytes(4, "little")
+    + bytes(2)
+    + (8 * size).to_bytes(2, "little"): f"<{letter}{size}"
     for size in (1, 2, 4, 8)
-    for sign in (0, 8)
+    for sign, letter in ((0, "u"), (8, "i"))
 } | {  # IEEE 754
-    bytes.fromhex("11201f000400000000002000170800177f000000"): 4,
-    bytes.fromhex("11203f000800000000004000340b0034ff030000"): 8,
+    bytes.fromhex("11201f000400000000002000170800177f000000"): "<f4",
+    bytes.fromhex("11203f000800000000004000340b0034ff030000"): "<f8",
 }
 _TEXT = bytes.fromhex("1901010010000000100000000100000000000800")  # of variable length, UTF-8
 _REFERENCES = bytes.fromhex("19000000100000001700000008000000")  # lists of references to objects
@@ -81,6 +84,8 @@ class Kind:
     """What it is."""
     size: int
     """Bytes of an element, as stored."""
+    name: str
+    """Of a number NumPy's, such as "<f8"; else the family."""
 
     @property
     def unit(self) -> int:
@@ -106,10 +111,15 @@ class Attribute:
     """Decoded."""
     kind: Kind
     """Its type."""
-    count: int
-    """Elements."""
+    shape: tuple[int, ...]
+    """Of the value."""
     place: int
     """First byte of the value."""
+
+    @property
+    def count(self) -> int:
+        """Elements."""
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,10 +173,10 @@ def read_kind(cursor: Cursor) -> Kind:
     """Type of a variable or attribute, one of the few that our files have."""
     stored = cursor.take(cursor.left)
     if stored in _NUMBERS:
-        return Kind("number", _NUMBERS[stored])
+        return Kind("number", int(_NUMBERS[stored][-1]), _NUMBERS[stored])
     known: dict[bytes, Family] = {_TEXT: "text", _REFERENCES: "references", _PAIRS: "pairs"}
     if stored in known:
-        return Kind(known[stored], 16)
+        return Kind(known[stored], 16, known[stored])
     size = int.from_bytes(stored[4:8], "little")
     if (
         len(stored) == 8
@@ -175,7 +185,7 @@ def read_kind(cursor: Cursor) -> Kind:
         and stored[2:4] == b"\0\0"
         and 0 < size <= _FIXED_LIMIT
     ):
-        return Kind("fixed text", size)
+        return Kind("fixed text", size, "fixed text")
     name = _CLASSES.get(stored[0] & 15, "something else") if stored else "nothing"
     raise Odd("hold numbers or UTF-8 text", f"type {name} in {size} bytes")
 
@@ -226,7 +236,7 @@ def read_attribute(cursor: Cursor) -> Attribute:
         raise Odd("have attributes with a name", repr(stored[:40]))
     shown = stored[:-1].decode("utf-8", "backslashreplace")
     try:
-        found = Attribute(shown, read_kind(kind), math.prod(read_space(shape)), cursor.place)
+        found = Attribute(shown, read_kind(kind), read_space(shape), cursor.place)
         if cursor.left != found.count * found.kind.size:
             raise Odd("be as long as its shape says", f"{cursor.left} bytes for {found.count} of {found.kind.size}")
     except Odd as odd:

@@ -202,12 +202,33 @@ def describe(path: str | Path, *, limit: int = DEFAULT_LIMIT) -> FileDescription
         )
 
 
-_KNOWN = {v.name: v for v in (*schema.ROOT_STRINGS, *schema.GROUP_VARIABLES, *schema.AXIS_VARIABLES.values())}
+_KNOWN = {
+    variable.name: variable
+    for variable in (
+        *schema.ROOT_STRINGS,
+        *schema.GROUP_VARIABLES,
+        *schema.COMPARISON_VARIABLES,
+        *schema.AXIS_VARIABLES.values(),
+    )
+}
+_ROOT_TEXTS = tuple(name for name in schema.ROOT_ATTRIBUTES if name != "complete")
 
 
 def _root(file: h5py.File) -> Root:
     texts = {variable.name: read_strings(_dataset(file, variable.name))[0] for variable in schema.ROOT_STRINGS}
-    return Root(attributes=attributes_of(file), **texts)
+    return Root(attributes=_with_texts(file, _ROOT_TEXTS), **texts)
+
+
+def _with_texts(entry: h5py.File | h5py.Group, names: Iterable[str]) -> dict[str, Attribute]:
+    """The attributes of a file or group, some of which must be there and be texts."""
+    attributes = attributes_of(entry)
+    for name in names:
+        if not isinstance(attributes.get(name), str):
+            raise SpectrumFileError(
+                f"{entry.file.filename}: {entry.name} must have the attribute {name}, a text, got "
+                f"{str(attributes.get(name, 'none'))[:40]!r}. Restore a copy."
+            )
+    return attributes
 
 
 def _dataset(group: h5py.Group, name: str) -> h5py.Dataset:
@@ -240,7 +261,7 @@ def _group(name: str, group: h5py.Group) -> GroupDescription:
     rank = np.minimum(read_array(_dataset(group, "rows")), read_array(_dataset(group, "columns")))
     matrices = math.prod(len(values) for values in labels.values())
     values = int(rank.sum()) * matrices // max(1, rank.size)
-    attributes, contents = attributes_of(group), contents_in(group)
+    attributes, contents = _with_texts(group, schema.GROUP_ATTRIBUTES), contents_in(group)
     return GroupDescription(
         name=name,
         arm=arm_of(name),
@@ -296,6 +317,13 @@ def _comparison(groups: Mapping[str, h5py.Group]) -> ComparisonDescription | Non
     if schema.COMPARISON not in groups:
         return None
     group, by_step = groups[schema.COMPARISON], groups.get(schema.COMPARISON_BY_STEP)
+    for variable in schema.COMPARISON_VARIABLES:
+        if not variable.optional or variable.name in group:
+            _dataset(group, variable.name)
+    if _labels(group, "bound") != schema.BOUNDS:
+        raise SpectrumFileError(
+            f"{group.file.filename}: {group.name}/bound must be {', '.join(schema.BOUNDS)}, got others. Restore a copy."
+        )
     return ComparisonDescription(
         attributes=attributes_of(group),
         measures=_labels(group, "measure"),

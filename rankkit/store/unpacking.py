@@ -137,7 +137,7 @@ class _Unpacker:
         values = np.frombuffer(data, dtype=np.uint8)
         if shuffled:
             values = np.ascontiguousarray(values.reshape(self._dtype.itemsize, -1).T)
-        return values.reshape(-1).view(self._dtype).reshape(self._shape)
+        return np.asarray(values.reshape(-1).view(self._dtype).reshape(self._shape))
 
 
 def _without_checksum(stored: bytes) -> memoryview:

@@ -8,6 +8,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from merging import MASKS, WHOLE, Piece
 from store.rich_file import (
     ESTIMATED,
     HEADS,
@@ -28,7 +29,7 @@ from store.spectra_file import MEASURES, new_writer
 from rankkit.axes import REGIONS
 from rankkit.store import METHODS, STATUSES, Slab
 
-__all__ = ["BASES", "write_bases"]
+__all__ = ["BASES", "PARTNER", "write_bases"]
 
 OLD = Path(__file__).parents[1] / "store" / "spectrum_1_0.h5.gz"
 ONE: dict[str, Any] = {"seeds": [0], "steps": [500], "regions": ["full"], "applied_masks": ["own"]}
@@ -86,15 +87,39 @@ def _old_format(path: Path) -> None:
     source.unlink()
 
 
+def _half(path: Path, seed: int = 0) -> None:
+    """One half of a study of two arms, with queries, keys and attention."""
+    labels = {
+        "seed": (seed,),
+        "step": (12,),
+        "region": ("full",),
+        "applied_mask": MASKS,
+        "sequence": (0, 1),
+        "layer": (0,),
+    }
+    kept = {"outputs": True, "kept": True, "functional": True, "root": {"configuration": "study = halves\n"}}
+    Piece(labels={**WHOLE, **labels}, **kept).write(path)
+
+
+def _partner(path: Path) -> None:
+    """The other half."""
+    _half(path, seed=3)
+
+
 BASES = {
     "small": _small,
     "estimated": _estimated,
     "schema 1.0": _old,
+    "half": _half,
+    "partner": _partner,
     "HDF5 1.6": _old_format,
     "lean": write_lean,
     "rich": write_rich,
 }
-"""By name, in ascending order of the time that verifying takes."""
+"""By name."""
+
+PARTNER = "partner.h5"
+"""Where a worker finds the other half, to merge with."""
 
 
 def write_bases(folder: Path) -> dict[str, bytes]:

@@ -18,7 +18,15 @@ __all__ = ["HAND_MADE_BASES", "Case", "Cases"]
 
 HAND_MADE_BASES = ("small", "schema 1.0")
 _KINDS = {"bytes": 0.35, "metadata": 0.2, "contents": 0.35, "contents, then bytes": 0.1}
-_WEIGHTS = {"small": 0.45, "estimated": 0.14, "schema 1.0": 0.14, "HDF5 1.6": 0.14, "lean": 0.1, "rich": 0.03}
+_WEIGHTS = {
+    "small": 0.2,
+    "half": 0.2,
+    "estimated": 0.25,
+    "schema 1.0": 0.25,
+    "HDF5 1.6": 0.05,
+    "lean": 0.04,
+    "rich": 0.01,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

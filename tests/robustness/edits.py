@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from robustness.outside import OUTSIDE_BYTES, OUTSIDE_FILE
 
 from rankkit.axes import REGIONS
-from rankkit.errors import SpectrumFileError
 from rankkit.store.hdf5 import sha256_of_attributes, sha256_of_strings
 
 __all__ = ["EDITS", "edit_file", "sealed"]
@@ -436,7 +435,7 @@ def sealed(file: h5py.File) -> None:
                 continue
     try:
         file.attrs["attributes_sha256"] = sha256_of_attributes(file)
-    except SpectrumFileError:
+    except UnicodeEncodeError:
         return  # an attribute of which there is no sum
 
 

@@ -383,7 +383,7 @@ def empty_attribute(file: h5py.File) -> None:
     file["gpt"].attrs["other"] = h5py.Empty("<f8")
 
 
-@_hostile("refused", "its structure must be readable")
+@_hostile("refused", "/gpt: attribute 'other' must be UTF-8, got b'a")
 def text_that_is_no_utf8(file: h5py.File) -> None:
     file["gpt"].attrs.create("other", b"a\xff", dtype=h5py.string_dtype())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,9 +10,12 @@ from pathlib import Path
 from typing import Literal
 
 from click.testing import CliRunner, Result
+from robustness.bases import PARTNER
 from robustness.outside import MARK
 
+import rankkit
 from rankkit.cli import main
+from rankkit.errors import RankkitError
 
 __all__ = ["TARGETS", "Ending", "Verdict"]
 
@@ -92,7 +96,60 @@ def inspect(path: Path, folder: Path) -> Ending:
     return _command("inspect", path, "--verify")
 
 
+def export_csv(path: Path, folder: Path) -> Ending:
+    return _made(folder / "table.csv", "export", path, "--to", "csv", "--baselines", "--force")
+
+
+def export_parquet(path: Path, folder: Path) -> Ending:
+    return _made(folder / "table.parquet", "export", path, "--to", "parquet", "--table", "comparison", "--force")
+
+
+def merge(path: Path, folder: Path) -> Ending:
+    """With the other half of the study where it is one half, else alone."""
+    partner = folder / PARTNER
+    with_partner = partner.exists() and _study(path) == _study(partner)
+    return _made(folder / "merged.h5", "merge", path, *([partner] if with_partner else []), "--force")
+
+
+def _study(path: Path) -> bytes | None:
+    """The line of its configuration that tells a study apart, as far as the bytes show it."""
+    found = re.search(rb"study = [0-9a-z ]+", path.read_bytes())
+    return found and found.group()
+
+
+def _made(out: Path, *arguments: str | Path) -> Ending:
+    """A command's ending; what it makes is there if and only if it succeeds, and holds nothing from elsewhere."""
+    out.unlink(missing_ok=True)
+    ending = _command(*arguments, "--out", out)
+    if ending.verdict != "failed" and out.exists() != (ending.verdict == "accepted"):
+        return Ending(verdict="failed", said=f"{'left' if out.exists() else 'made no'} {out.name} and {ending.verdict}")
+    if out.exists() and MARK.encode() in out.read_bytes():
+        return Ending(verdict="failed", said=f"{out.name} holds the contents of another file")
+    return ending
+
+
+def open_spectra(path: Path, folder: Path) -> Ending:
+    """Open, show and read every number, a variable at a time."""
+    try:
+        with rankkit.open_spectra(path) as tree:
+            text = repr(tree)
+            for node in tree.subtree:
+                for variable in node.variables.values():
+                    if variable.nbytes <= _READ and variable.dtype.kind == "f":
+                        float(variable.max())
+    except RankkitError as error:
+        lines = [line for line in str(error).splitlines() if line]
+        return _clear([f"Error: {line}" for line in lines], lines)
+    except Exception as error:  # noqa: BLE001 - whatever else comes out of it is what is looked for
+        return Ending(verdict="failed", said="".join(traceback.format_exception(error)))
+    return Ending(verdict="failed", said="read another file") if MARK in text else Ending(verdict="accepted")
+
+
 TARGETS: Mapping[str, Callable[[Path, Path], Ending]] = {
     "inspect --verify": inspect,
+    "open_spectra": open_spectra,
+    "export --to csv": export_csv,
+    "export --to parquet": export_parquet,
+    "merge": merge,
 }
 """By name: takes the file and a folder for what is made of it."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
+import gc
 import multiprocessing
 import os
 import queue
@@ -18,6 +20,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
+from robustness.bases import PARTNER
 from robustness.cases import Case, Cases
 from robustness.outside import Watch, write_outside
 
@@ -30,6 +33,7 @@ SECONDS_LIMIT = 20.0
 
 _ASLEEP_LIMIT = 900.0  # seconds without a word: a deadlock; a busy machine, or one that was paused, takes long too
 _ADDRESS_SPACE = 16 << 30  # bytes: protects the machine, far beyond MEMORY_LIMIT; torch alone maps some
+_CROWDED = 400 << 20  # bytes; with all libraries of all commands a worker begins with 350 MiB
 _LOG_TAIL = 4000  # characters
 
 
@@ -168,6 +172,7 @@ def _work(pipe: Connection, folder: Path, seed: int, bases: Mapping[str, bytes],
         _confine(folder)
         faulthandler.enable(log)
         write_outside(folder)
+        (folder / PARTNER).write_bytes(bases["partner"])
         cases, watch, path = Cases(seed, bases), Watch(folder), folder / "case.h5"
         for name in names:  # what is imported late is imported before anything is watched
             path.write_bytes(bases["small"])
@@ -176,7 +181,7 @@ def _work(pipe: Connection, folder: Path, seed: int, bases: Mapping[str, bytes],
         while True:
             case = cases.make(pipe.recv(), path)
             endings, failures, slowest = {}, [], 0.0
-            _forget_peak()
+            _settle()
             for name in names:
                 pipe.send((case, name))
                 faulthandler.dump_traceback_later(SECONDS_LIMIT - 1, file=log)
@@ -188,7 +193,7 @@ def _work(pipe: Connection, folder: Path, seed: int, bases: Mapping[str, bytes],
                 endings[name] = (ending.verdict, ending.said)
                 failures += [f"{name}: {ending.said}"] if ending.verdict == "failed" else []
                 failures += [f"{name}: read outside the file: {what}" for what in opened]
-            memory = _peak()
+            memory = _memory("VmHWM")
             failures += [f"memory: {memory >> 20} MiB"] if memory > MEMORY_LIMIT else []
             pipe.send(Report(case=case, endings=endings, failures=failures, memory=memory, seconds=slowest))
 
@@ -201,12 +206,15 @@ def _confine(folder: Path) -> None:
     warnings.simplefilter("error")
 
 
-def _forget_peak() -> None:
-    """Let Linux begin its mark of the most memory anew (man 5 proc)."""
+def _settle() -> None:
+    """Give back what making the file took, and let Linux begin its mark of the most memory anew (man 5 proc)."""
+    if _memory("VmRSS") > _CROWDED:
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak() -> int:
-    """The most bytes that were in memory since."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+def _memory(which: str) -> int:
+    """Bytes in memory: now (VmRSS), or at most since the mark was set (VmHWM)."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(which))
     return int(line.split()[1]) << 10
