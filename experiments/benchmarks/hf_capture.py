@@ -75,7 +75,7 @@ def print_memory(budget: int) -> None:
         print(f"{way:20}{above:22.0f}{total:14.0f}{seconds:10.1f}", flush=True)
     limit = 1.25 * found["plain"][0] + budget
     print(
-        f"spectra at most 1.25 plain + {budget} MiB = {limit:.0f} MiB: {'met' if found['spectra'][0] <= limit else 'NOT MET'}"
+        f"spectra at most 1.25 plain + {budget} = {limit:.0f} MiB: {'met' if found['spectra'][0] <= limit else 'NOT MET'}"
     )
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -116,6 +117,8 @@ class Recorder:
         Raises:
             CaptureError: a key-value cache is in use, or a head was asked for that is not there.
         """
+        if _recomputing():
+            return
         _, queries, keys = call.shape
         differ = queries != keys
         if differ and call.keeps_cache and not is_cross(call.module):
@@ -141,7 +144,7 @@ class Recorder:
     def record_matrices(self, module: str, weights: Tensor, logits: Tensor, reason: str) -> None:
         """Hand over matrices "sequence head query key", with the masked logits that they come from."""
         sequences, _, queries, keys = weights.shape
-        place = self._next(module, cross=queries != keys)
+        place = None if _recomputing() else self._next(module, cross=queries != keys)
         if place is not None:
             seen = classify(logits > HIDDEN, None, causal=False, shape=(sequences, queries, keys), kind=place.kind)
             self._hand_over(place, weights, seen, reason)
@@ -206,7 +209,7 @@ class Recorder:
         if self._running:
             return
         self._masks.forget()
-        if module is self._model and output is not None:  # None where the forward pass failed
+        if module is self._model and output is not None and not _recomputing():  # None where the forward pass failed
             self._check()
 
     def _check(self) -> None:
@@ -225,3 +228,8 @@ class Recorder:
         last = max(self._found)
         if self._layers is not None and not self._found.issuperset(self._layers):
             raise CaptureError(f"layers must be within 0..{last}, got {self._layers}. Choose layers of this model.")
+
+
+def _recomputing() -> bool:
+    """Whether this is a backward pass, in which gradient checkpointing runs blocks once more."""
+    return bool(torch._C._current_graph_task_id() != -1)

@@ -133,3 +133,9 @@ def test_layers_heads_models_and_caches_that_cannot_be_replaced_are_refused() ->
     with pytest.raises(CaptureError, match="attention must be captured over whole sequences, got 1 queries for 13 keys"), \
             replaced_attention(model, dense_product):  # fmt: skip
         model(torch.tensor([[1]]), 0, cache=cache)
+
+
+def test_other_models_are_refused() -> None:
+    with pytest.raises(CaptureError, match=r"model must be a rankkit Transformer, got Linear without fused attention"), \
+            replaced_attention(nn.Linear(2, 2), lambda operator, values: values):  # fmt: skip
+        pass

@@ -342,6 +342,17 @@ def test_dropout_and_gradients_do_not_keep_factors_from_being_captured(family: s
     assert any(parameter.grad is not None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("mode", ["qk", "eager", "torch"])
+def test_what_gradient_checkpointing_computes_again_is_not_captured_again(mode: Any) -> None:
+    model, inputs = tiny_model("llama")
+    model.train()
+    model.activation_checkpointing_enable()
+    with rankkit.capture(model, mode=mode) as captured:
+        for _ in range(2):
+            model(**inputs, use_cache=False).logits.square().sum().backward()
+    assert [factors.layer for factors in captured.layers] == [0, 1, 2] * 2
+
+
 @torch.no_grad()
 def test_a_shared_block_is_as_many_layers_as_it_is_run() -> None:
     import transformers
