@@ -90,7 +90,7 @@ def _stored_problems(dataset: h5py.Dataset, descriptor: int) -> Iterator[str]:
     expected = math.prod(-(-size // chunk) for size, chunk in zip(dataset.shape, dataset.chunks, strict=True))
     if filters or len(places) != expected:
         yield "have every chunk, got a lost or unchecked one"
-    elif not all(matches_checksum(os.pread(descriptor, size, offset)) for offset, size in places):
+    elif not all(matches_checksum(os.pread(descriptor, size, offset)) for offset, size in sorted(places)):
         yield "match its checksum, got a damaged chunk"
 
 
