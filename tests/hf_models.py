@@ -54,7 +54,7 @@ def new_model(architecture: str, *, seed: int = 0, **changes: Any) -> Any:
     kind = getattr(transformers, architecture)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = kind(kind.config_class(**COMMON, **SIZES[architecture], **changes)).eval()
+        model = kind(kind.config_class(**COMMON | SIZES[architecture] | changes)).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.dim() > 1:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rankkit.cli.console import Output, new_table
+from rankkit.cli.console import Output, new_table, visible
 from rankkit.statistics import Interval
 
 if TYPE_CHECKING:
@@ -29,14 +29,12 @@ def show_side(side: Side, measure: str, output: Output) -> None:
     """
     from rankkit.studies.compare import side_rows
 
-    swapped = [] if side.swapped is None else [f"under {side.swapped}", "own - swapped"]
+    swapped = [] if side.swapped is None else [f"under {visible(side.swapped)}", "own - swapped"]
     companions = [name for name in _COMPANIONS if name in side.values and name != measure]
     beside = {name: side_rows(side, name) for name in companions}
     rows = side_rows(side, measure)
     for region in side.regions:
-        title = (
-            f"{side.group} ({side.mask}), {region.replace('_', ' ')}: {_spoken(measure)}, mean over heads and sequences"
-        )
+        title = f"{visible(side.group)} ({visible(side.mask)}), {region.replace('_', ' ')}: {_spoken(measure)}"
         table = new_table(title, ["layer", "own mask", *swapped, *map(_spoken, companions)])
         for number, row in enumerate(rows):
             if row.region == region:
@@ -44,6 +42,7 @@ def show_side(side: Side, measure: str, output: Output) -> None:
                 others = [f"{beside[name][number].own.mean:.3g}" for name in companions]
                 table.add_row(_layer(row), _number(row.own), *both, *others)
         output.table(table)
+    output.say("Means over heads and sequences, of each matrix by itself.")
     for line in _notes(rows):
         output.say(line)
 
@@ -61,7 +60,7 @@ def show_steps(sides: Sequence[Side], measure: str, output: Output) -> None:
     if len(sides) == 1:
         return
     regions = [region.replace("_", " ") for region in sides[0].regions]
-    table = new_table(f"{sides[0].group} through training: {_spoken(measure)}, mean over layers", ["step", *regions])
+    table = new_table(f"{visible(sides[0].group)} through training: {_spoken(measure)}", ["step", *regions])
     for side in sides:
         means = [_number(row.own) for row in side_rows(side, measure) if row.layer is None]
         table.add_row(f"{side.step:,}", *means)
@@ -92,13 +91,13 @@ def show_compared(found: Comparison, measure: str, output: Output) -> None:
 
 def side_labels(found: Comparison) -> tuple[str, str]:
     """Names of the groups, told apart where they are the same."""
-    first, second = (side.group for side in found.sides)
+    first, second = (visible(side.group) for side in found.sides)
     return (first, second) if first != second else (f"{first} (A)", f"{second} (B)")
 
 
 def _sides(found: Comparison, labels: tuple[str, str]) -> Iterator[str]:
     for label, side in zip(labels, found.sides, strict=True):
-        yield f"{label} = {side.path}, group {side.group}, mask {side.mask}, step {side.step}."
+        yield f"{label} = {side.path}, group {visible(side.group)}, mask {visible(side.mask)}, step {side.step}."
     yield f"gap = {labels[0]} - {labels[1]}, on the same {len(found.sides[0].lengths)} sequences; heads are averaged first."
     if found.is_split:
         yield "mask effect = what changes when only the mask over the same Q and K changes."

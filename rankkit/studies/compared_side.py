@@ -95,15 +95,16 @@ def read_side(name: str, *, step: int | None = None) -> Side:
 
 
 def _group(path: Path, name: str) -> GroupDescription:
-    groups = {group.name: group for group in describe(path).groups}
-    if not name and len(groups) != 1:
+    description = describe(path)
+    arms = [group.name for group in description.groups]
+    if not name and len(arms) != 1:
         raise ConfigurationError(
-            f"{path} must hold one group, or one be named, got {', '.join(groups)}. Write "
-            f"{path}{SEPARATOR}{next(iter(groups))}."
+            f"{path} must hold one group, or one be named, got {', '.join(arms)}. Write {path}{SEPARATOR}{arms[0]}."
         )
+    groups = {group.name: group for group in (*description.groups, *description.baselines)}
     if name and name not in groups:
         raise ConfigurationError(f"{path} must hold group {name!r}, got {', '.join(groups)}. Choose one of them.")
-    return groups[name or next(iter(groups))]
+    return groups[name or arms[0]]
 
 
 def _side(path: Path, group: GroupDescription, step: int) -> Side:
