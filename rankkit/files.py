@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -39,6 +40,7 @@ __all__ = [
     "remove_partial",
     "sha256_of_file",
     "storage_errors",
+    "temporary_file",
     "write_atomically",
     "write_json",
     "write_text",
@@ -119,9 +121,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """
     with storage_errors(path):
         make_folder(path.parent)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}{_PARTIAL}")
-        os.close(descriptor)
-        temporary = Path(name)
+        descriptor, temporary = temporary_file(path)
         try:
             write(temporary)
             fsync_file(temporary)
@@ -130,7 +130,69 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+        finally:
+            os.close(descriptor)
         fsync_folder(path.parent)
+
+
+def temporary_file(path: Path) -> tuple[int, Path]:
+    """A new file beside `path`, in its place what killed processes left of such files.
+
+    Returns:
+        A descriptor to read and write, whose lock says until it is closed that the file is in use; and its name.
+
+    Raises:
+        OSError: the file system refuses.
+    """
+    _remove_abandoned(path)
+    while True:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}{_PARTIAL}")
+        if _is_held(descriptor, Path(name)):
+            return descriptor, Path(name)
+        os.close(descriptor)
+
+
+def _temporary_folder(path: Path) -> tuple[int, Path]:
+    """The same for a folder."""
+    _remove_abandoned(path)
+    while True:
+        name = tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}{_PARTIAL}")
+        descriptor = os.open(name, os.O_RDONLY)
+        if _is_held(descriptor, Path(name)):
+            return descriptor, Path(name)
+        os.close(descriptor)
+
+
+def _is_held(descriptor: int, temporary: Path) -> bool:
+    """Lock something temporary; false where another process took it for abandoned before that."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, because HDF5 locks what it reads
+    except BlockingIOError:
+        return False
+    except OSError:  # this file system has no locks, and then nobody takes anything for abandoned
+        return True
+    return temporary.exists()
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Delete what killed processes left of `path` under temporary names; what is locked is in use."""
+    for entry in path.parent.glob(f".{glob.escape(path.name)}{_PARTIAL}*"):
+        if entry.name.endswith(_FORMER):  # it may be all that there is
+            continue
+        with contextlib.suppress(OSError):
+            descriptor = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(entry)
+            finally:
+                os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -163,7 +225,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     with storage_errors(path):
         path = path.resolve()
         make_folder(path.parent)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}{_PARTIAL}"))
+        descriptor, temporary = _temporary_folder(path)
         former = temporary.with_name(f"{temporary.name}{_FORMER}")
         try:
             temporary.chmod(0o755)  # mkdtemp gives 0700
@@ -184,6 +246,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
                 former.replace(path)
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+        finally:
+            os.close(descriptor)
         try:
             fsync_folder(path.parent)
         finally:
@@ -219,10 +283,8 @@ def remove_partial(folder: Path) -> None:
         named = folder / entry.name[1:].partition(_PARTIAL)[0]
         if entry.name.endswith(_FORMER) and not named.exists():
             entry.replace(named)
-        elif entry.is_dir():
-            shutil.rmtree(entry, ignore_errors=True)
         else:
-            entry.unlink(missing_ok=True)
+            _remove(entry)
 
 
 def append_json_line(path: Path, value: object) -> None:

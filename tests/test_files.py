@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -267,6 +268,68 @@ def test_a_partial_of_every_writer_is_found_by_remove_partial(tmp_path: Path) ->
     assert len(list(tmp_path.iterdir())) == 2
     files.remove_partial(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from rankkit import files
+
+def wait(path):
+    print(path.name, flush=True)
+    sys.stdin.read()
+
+if sys.argv[2] == "file":
+    files.write_atomically(Path(sys.argv[1]), wait)
+with files.atomic_directory(Path(sys.argv[1])) as temporary:
+    wait(temporary)
+"""
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_the_next_writer_removes_what_a_killed_one_left_and_not_what_a_living_one_holds(
+    tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / "no[t]e"  # what a pattern would take for another name
+    (tmp_path / ".not.partial-abc").write_text("of another name")
+    command = [sys.executable, "-c", HOLD, str(path), kind]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None  # noqa: PT018
+        held = process.stdout.readline().strip()
+        files.write_text(path, "by us")
+        assert {entry.name for entry in tmp_path.iterdir()} == {path.name, ".not.partial-abc", held}
+        process.kill()
+        process.wait()
+        files.write_text(path, "by us again")
+        assert {entry.name for entry in tmp_path.iterdir()} == {path.name, ".not.partial-abc"}
+
+
+def test_a_temporary_file_that_was_taken_for_abandoned_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = fcntl.flock
+    taken: list[int] = []
+
+    def lock_late(descriptor: int, how: int) -> None:
+        lock(descriptor, how)
+        if not taken:
+            next(tmp_path.iterdir()).unlink()
+        taken.append(descriptor)
+
+    monkeypatch.setattr(fcntl, "flock", lock_late)
+    files.write_text(tmp_path / "note.txt", "new")
+    assert len(taken) == 2
+    assert tree(tmp_path) == {"note.txt": b"new"}
+
+
+def test_without_locks_files_are_written_and_nothing_is_taken_for_abandoned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".note.txt.partial-abc").write_text("whose?")
+    monkeypatch.setattr(fcntl, "flock", fails(OSError(errno.ENOLCK, "no locks")))
+    files.write_text(tmp_path / "note.txt", "new")
+    assert tree(tmp_path) == {".note.txt.partial-abc": b"whose?", "note.txt": b"new"}
 
 
 # Logs.

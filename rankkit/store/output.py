@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 from rankkit.errors import StorageError
-from rankkit.files import check_output_file, make_folder, storage_errors, write_atomically
+from rankkit.files import check_output_file, make_folder, storage_errors, temporary_file, write_atomically
 from rankkit.store.hdf5 import h5py
 
 __all__ = ["HDF5Output"]
@@ -150,8 +149,7 @@ class HDF5Output:
 
     def _begin(self) -> _Sink:
         make_folder(self._path.parent)
-        self._descriptor, name = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}.partial-")
-        self._partial = Path(name)
+        self._descriptor, self._partial = temporary_file(self._path)
         return _Sink(self._descriptor)
 
     def run(self, work: Callable[[h5py.File], Result]) -> Result:

@@ -56,10 +56,13 @@ def content(folder: Path) -> dict[str, Any]:
 
 
 def _content(path: Path) -> Any:
-    if path.name == "metrics.jsonl":
-        return [{key: value for key, value in line.items() if key != "seconds"} for line in read_json_lines(path)]
-    if path.name == "certificate.json":
-        return _without_steps(json.loads(path.read_bytes()))
+    try:
+        if path.name == "metrics.jsonl":
+            return [{key: value for key, value in line.items() if key != "seconds"} for line in read_json_lines(path)]
+        if path.name == "certificate.json":
+            return _without_steps(json.loads(path.read_bytes()))
+    except (RankkitError, ValueError) as damage:
+        return str(damage)
     return sha256_of_file(path)
 
 

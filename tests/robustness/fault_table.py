@@ -30,7 +30,7 @@ CATEGORIES: Final = {
     "wrong": "after resuming, bytes differ from those of an undisturbed run",
     "unclear": "not one clear line and exit code 1",
     "hang": "the command did not end",
-    "left behind": "a refused write left a temporary file",
+    "left behind": "a refused write, or any fault after resuming, left a temporary file",
     "not resumed": "the command could not be completed afterwards",
     "unsynced": "a name was given to bytes that were not on the disk yet",
 }

@@ -152,6 +152,8 @@ class Workload(ABC):
                 yield Problem("not resumed", f"exit code {again.status}: {again.errors[-400:]}")
                 return
             yield from self.computed_again(injector, before)
+        for name in leftovers(place):
+            yield Problem("left behind", name)
         found = content(place)
         if found != self.expected:
             yield from differences(found, self.expected)
