@@ -25,7 +25,7 @@ _LABELS_LIMIT: Final = (
 )
 _POSITIONS_LIMIT = 1 << 20  # labels along any other axis, such as key and component
 _WHOLE_LIMIT = 64 << 20  # bytes that variables read at once take, of one group: tokens for 13 million positions
-_CHUNK_LIMIT = 16 << 20  # bytes of one chunk, which is unpacked whole; ours are at most 1 MiB
+_CHUNK_LIMIT = 4 << 20  # bytes of one chunk, which is unpacked whole; ours are at most 1 MiB
 _UNPACKED = 1032  # deflate packs no better than 1032 to 1
 _INDEX_BYTES = 8  # of an entry of the smallest index of chunks
 _FEW_CHUNKS = 10_000  # of variables with one chunk each, which need no index

@@ -11,7 +11,7 @@ import contextlib
 import math
 import re
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,11 @@ from rankkit.store.blueprint import Entry, blueprint_of
 from rankkit.store.budget import check_budget
 from rankkit.store.library import damage, h5py, is_text, refusal
 from rankkit.store.schema import SCHEMA_VERSION
-from rankkit.store.unpacking import read_chunks
+from rankkit.store.unpacking import ChunkReader
 
 __all__ = [
     "DEFAULT_LIMIT",
+    "array_reader",
     "attributes_of",
     "axis_names",
     "blocks_of",
@@ -230,7 +231,26 @@ def read_array(dataset: h5py.Dataset, selection: Any = ...) -> NDArray[Any]:
     Raises:
         SpectrumFileError: it is damaged.
     """
+    return array_reader(dataset)(selection)
+
+
+def array_reader(dataset: h5py.Dataset) -> Callable[[Any], NDArray[Any]]:
+    """What reads one dataset again and again, as `read_array` does, and unpacks no chunk twice in a row.
+
+    Args:
+        dataset: of an open file.
+
+    Returns:
+        Takes a selection.
+    """
+    path, name = dataset.file.filename, dataset.name
     if is_text(dataset.dtype):
-        return np.asarray(read_strings(dataset), dtype=np.str_).reshape(dataset.shape)
-    with damage(dataset.file.filename, dataset.name):
-        return read_chunks(dataset, selection) if dataset.chunks else np.asarray(dataset[selection])
+        return lambda _: np.asarray(read_strings(dataset), dtype=np.str_).reshape(dataset.shape)
+    with damage(path, name):
+        read = ChunkReader(dataset).read if dataset.chunks else dataset.__getitem__
+
+    def guarded(selection: Any) -> NDArray[Any]:
+        with damage(path, name):
+            return np.asarray(read(selection))
+
+    return guarded

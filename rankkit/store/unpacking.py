@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from rankkit.store.chunks import fletcher32
 from rankkit.store.library import h5py
 
-__all__ = ["read_chunks"]
+__all__ = ["ChunkReader"]
 
 _CHECKSUM_BYTES = 4
+_KEPT_BYTES = 1 << 20  # of a chunk that is kept: the largest that our writer makes
 _INDEXED = slice | int | np.integer[Any] | Sequence[int] | NDArray[np.integer[Any]]
 
 
@@ -38,33 +39,79 @@ class _Run:
     """In what is returned."""
 
 
-def read_chunks(dataset: h5py.Dataset, selection: Any) -> NDArray[Any]:
-    """Read some numbers of a variable in chunks.
+class ChunkReader:
+    """Reads numbers of one variable in chunks; the chunk that was unpacked last is kept for the next time.
 
     Args:
-        dataset: of gzip, shuffle and fletcher32 at most.
-        selection: as NumPy takes it: an index, a slice that rises or a list of positions for the first axes, or `...`.
-
-    Returns:
-        Numbers in the stored type; axes with an index are gone. A chunk that is not there reads as the fill value.
-
-    Raises:
-        ValueError: a chunk does not match its checksum or its size.
-        zlib.error: it cannot be unpacked.
-        OSError: HDF5 cannot find it.
+        dataset: in chunks, with gzip, shuffle and fletcher32 at most.
     """
-    chosen = _per_axis(selection, dataset.ndim)
-    places = [_positions(one, size) for one, size in zip(chosen, dataset.shape, strict=True)]
-    found = np.empty([positions.size for positions in places], dtype=dataset.dtype)
-    unpack = _Unpacker(dataset)
-    runs = [_runs(positions, chunk) for positions, chunk in zip(places, dataset.chunks, strict=True)]
-    for box in product(*runs):
-        values = unpack(tuple(run.start for run in box))
-        inside = [run.inside for run in box]
-        if not all(isinstance(one, slice) for one in inside):
-            inside = list(np.ix_(*(np.arange(n)[one] for n, one in zip(dataset.chunks, inside, strict=True))))
-        found[tuple(run.result for run in box)] = values[tuple(inside)]
-    return found[tuple(0 if _is_index(one) else slice(None) for one in chosen)]
+
+    def __init__(self, dataset: h5py.Dataset) -> None:
+        plan = dataset.id.get_create_plist()
+        self._filters = [plan.get_filter(number)[0] for number in range(plan.get_nfilters())]
+        self._id, self._fill = dataset.id, dataset.fillvalue
+        self._shape, self._chunk, self._dtype = dataset.shape, dataset.chunks, dataset.dtype
+        self._size = math.prod(self._chunk) * self._dtype.itemsize
+        pairs = zip(self._shape, self._chunk, strict=True)
+        # Where one chunk is lost each is asked for, which is slow: HDF5 looks at every chunk then.
+        self._some_are_lost = dataset.id.get_num_chunks() < math.prod(-(-length // part) for length, part in pairs)
+        self._last: tuple[tuple[int, ...], NDArray[Any]] | None = None
+
+    def read(self, selection: Any) -> NDArray[Any]:
+        """Read some numbers.
+
+        Args:
+            selection: as NumPy takes it: an index, a slice that rises or a list of positions for the first axes, or `...`.
+
+        Returns:
+            Numbers in the stored type; axes with an index are gone. A chunk that is not there reads as the fill value.
+
+        Raises:
+            ValueError: a chunk does not match its checksum or its size.
+            zlib.error: it cannot be unpacked.
+            OSError: HDF5 cannot find it.
+        """
+        chosen = _per_axis(selection, len(self._shape))
+        places = [_positions(one, size) for one, size in zip(chosen, self._shape, strict=True)]
+        found = np.empty([positions.size for positions in places], dtype=self._dtype)
+        runs = [_runs(positions, chunk) for positions, chunk in zip(places, self._chunk, strict=True)]
+        for box in product(*runs):
+            values = self._unpacked(tuple(run.start for run in box))
+            inside = [run.inside for run in box]
+            if not all(isinstance(one, slice) for one in inside):
+                inside = list(np.ix_(*(np.arange(n)[one] for n, one in zip(self._chunk, inside, strict=True))))
+            found[tuple(run.result for run in box)] = values[tuple(inside)]
+        return np.asarray(found[tuple(0 if _is_index(one) else slice(None) for one in chosen)])
+
+    def _unpacked(self, offset: tuple[int, ...]) -> NDArray[Any]:
+        """One chunk, told by the position of its first number."""
+        if self._last is not None and self._last[0] == offset:
+            return self._last[1]
+        if self._some_are_lost and self._id.get_chunk_info_by_coord(offset).byte_offset is None:
+            return np.full(self._chunk, self._fill, dtype=self._dtype)
+        values = self._decoded(*self._id.read_direct_chunk(offset))
+        if self._size <= _KEPT_BYTES:
+            self._last = (offset, values)
+        return values
+
+    def _decoded(self, skipped: int, data: bytes | memoryview) -> NDArray[Any]:
+        """A chunk, from the filters that it skipped and what is stored."""
+        shuffled = False
+        for place, number in reversed(list(enumerate(self._filters))):
+            if skipped >> place & 1:
+                continue
+            if number == h5py.h5z.FILTER_FLETCHER32:
+                data = _without_checksum(bytes(data))
+            elif number == h5py.h5z.FILTER_DEFLATE:
+                data = _inflated(data, self._size)
+            else:
+                shuffled = True  # always the first filter, undone last
+        if len(data) != self._size:
+            raise ValueError(f"a chunk must unpack to {self._size} bytes, got {len(data)}. Restore a copy.")
+        values = np.frombuffer(data, dtype=np.uint8)
+        if shuffled:
+            values = np.ascontiguousarray(values.reshape(self._dtype.itemsize, -1).T)
+        return np.asarray(values.reshape(-1).view(self._dtype).reshape(self._chunk))
 
 
 def _per_axis(selection: Any, axes: int) -> list[_INDEXED]:
@@ -102,42 +149,6 @@ def _runs(positions: NDArray[np.intp], chunk: int) -> list[_Run]:
         runs.append(_Run(number * chunk, place, slice(done, done + count)))
         done += count
     return runs
-
-
-class _Unpacker:
-    """Makes arrays of the stored chunks of one variable."""
-
-    def __init__(self, dataset: h5py.Dataset) -> None:
-        plan = dataset.id.get_create_plist()
-        self._filters = [plan.get_filter(number)[0] for number in range(plan.get_nfilters())]
-        self._dataset = dataset
-        self._shape, self._dtype = dataset.chunks, dataset.dtype
-        self._size = math.prod(self._shape) * self._dtype.itemsize
-
-    def __call__(self, offset: tuple[int, ...]) -> NDArray[Any]:
-        """One chunk, told by the position of its first number."""
-        try:
-            skipped, data = self._dataset.id.read_direct_chunk(offset)
-        except (OSError, RuntimeError, ValueError):
-            if self._dataset.id.get_chunk_info_by_coord(offset).byte_offset is not None:  # slow: it looks at every chunk
-                raise
-            return np.full(self._shape, self._dataset.fillvalue, dtype=self._dtype)
-        shuffled = False
-        for place, number in reversed(list(enumerate(self._filters))):
-            if skipped >> place & 1:
-                continue
-            if number == h5py.h5z.FILTER_FLETCHER32:
-                data = _without_checksum(data)
-            elif number == h5py.h5z.FILTER_DEFLATE:
-                data = _inflated(data, self._size)
-            else:
-                shuffled = True  # always the first filter, undone last
-        if len(data) != self._size:
-            raise ValueError(f"a chunk must unpack to {self._size} bytes, got {len(data)}. Restore a copy.")
-        values = np.frombuffer(data, dtype=np.uint8)
-        if shuffled:
-            values = np.ascontiguousarray(values.reshape(self._dtype.itemsize, -1).T)
-        return np.asarray(values.reshape(-1).view(self._dtype).reshape(self._shape))
 
 
 def _without_checksum(stored: bytes) -> memoryview:

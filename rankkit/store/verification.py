@@ -7,6 +7,7 @@ found nothing, and no more than a few mebibytes of each variable are in memory a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -35,6 +36,7 @@ from rankkit.store.datasets import has_type
 from rankkit.store.functional import functional_problems
 from rankkit.store.hdf5 import (
     DEFAULT_LIMIT,
+    array_reader,
     attributes_of,
     datasets_in,
     h5py,
@@ -51,6 +53,7 @@ from rankkit.store.variables import LAYER_OUTPUT, Variable
 
 __all__ = ["verify", "verify_written"]
 
+_SLAB_BYTES = 8 << 20  # of all variables at a time; comparing them takes about five times as much
 _BLOCK_BYTES = 1 << 20  # of an attention matrix at a time: as much as a chunk may take
 
 
@@ -249,10 +252,25 @@ def _indices(axes: Sequence[str], labels: Mapping[str, NDArray[Any]]) -> Iterato
         yield dict(zip(axes, position, strict=True))
 
 
-def _slabs(spectra: h5py.Dataset, axes: Sequence[str]) -> Iterator[tuple[dict[str, int], tuple[slice, ...]]]:
-    """Whole chunks of spectra at a time, however long their axes are: where each slab begins, and a slice for each axis."""
-    component = spectra.shape[-1] * spectra.dtype.itemsize
-    for slab in whole_chunks(spectra.shape[:-1], spectra.chunks[:-1], component):
+def _slabs(
+    spectra: h5py.Dataset, axes: Sequence[str], others: int
+) -> Iterator[tuple[dict[str, int], tuple[slice, ...]]]:
+    """A few mebibytes of all variables at a time, however long their axes are.
+
+    Args:
+        spectra: singular values; their chunks are cut through only where one is too much.
+        axes: its axes but the last.
+        others: how many variables hold one number for each of its spectra.
+
+    Yields:
+        Where each slab begins, and a slice for each axis.
+    """
+    each = (spectra.shape[-1] + others) * spectra.dtype.itemsize
+    chunk = list(spectra.chunks[:-1])
+    while math.prod(chunk) * each > _SLAB_BYTES and max(chunk) > 1:
+        longest = chunk.index(max(chunk))
+        chunk[longest] = -(-chunk[longest] // 2)
+    for slab in whole_chunks(spectra.shape[:-1], tuple(chunk), each):
         yield {axis: along.start for axis, along in zip(axes, slab, strict=True)}, slab
 
 
@@ -262,13 +280,12 @@ def _blocks(
     """A few mebibytes at a time: where they begin, and the numbers, over SPECTRUM_AXES."""
     datasets = datasets_in(group)
     names = [variable.name for variable in schema.GROUP_VARIABLES if variable.dimensions[:4] == SPECTRUM_AXES[:4]]
+    ends = [f"{name}_{end}" for name in contents.estimated for end in ("lower", "upper")]
+    every = [*names, *contents.measures, *ends, *(f"{name}_error" for name in contents.errors)]
+    readers = {name: array_reader(datasets[name]) for name in every}
     rows_sum_to_one = _rows_sum_to_one(group)
-    for starts, slab in _slabs(datasets["singular_values"], SPECTRUM_AXES):
-        arrays = {name: read_array(datasets[name], slab) for name in names}
-
-        def read(name: str, slab: tuple[slice, ...] = slab) -> NDArray[Any]:
-            return read_array(datasets[name], slab)
-
+    for starts, slab in _slabs(datasets["singular_values"], SPECTRUM_AXES, len(every)):
+        arrays = {name: read(slab) for name, read in readers.items()}
         regions, sequences = slab[SPECTRUM_AXES.index("region")], slab[SPECTRUM_AXES.index("sequence")]
         sides: dict[str, NDArray[Any]] = {
             side: np.broadcast_to(
@@ -280,11 +297,11 @@ def _blocks(
         yield (
             starts,
             Cells(
-                **arrays,
+                **{name: arrays[name] for name in names},
                 **sides,
-                measures={name: read(name) for name in contents.measures},
-                brackets={name: (read(f"{name}_lower"), read(f"{name}_upper")) for name in contents.estimated},
-                errors={name: read(f"{name}_error") for name in contents.errors},
+                measures={name: arrays[name] for name in contents.measures},
+                brackets={name: (arrays[f"{name}_lower"], arrays[f"{name}_upper"]) for name in contents.estimated},
+                errors={name: arrays[f"{name}_error"] for name in contents.errors},
                 rows_sum_to_one=rows_sum_to_one,
             ),
         )
@@ -294,10 +311,10 @@ def _layer_blocks(
     group: h5py.Group, measures: Iterable[str], small: Mapping[str, NDArray[Any]]
 ) -> Iterator[tuple[dict[str, int], Spectra]]:
     """The outputs of layers, a few mebibytes at a time: where they begin, and the numbers, over LAYER_AXES."""
-    datasets = datasets_in(group)
-    for starts, slab in _slabs(datasets[f"{LAYER_OUTPUT}singular_values"], LAYER_AXES):
-        names = ("singular_values", "floor_arithmetic", *measures)
-        arrays = {name: read_array(datasets[f"{LAYER_OUTPUT}{name}"], slab) for name in names}
+    datasets, names = datasets_in(group), ("singular_values", "floor_arithmetic", *measures)
+    readers = {name: array_reader(datasets[f"{LAYER_OUTPUT}{name}"]) for name in names}
+    for starts, slab in _slabs(datasets[f"{LAYER_OUTPUT}singular_values"], LAYER_AXES, len(names)):
+        arrays = {name: read(slab) for name, read in readers.items()}
         sides = np.full(arrays["floor_arithmetic"].shape, small["output_component"].size, dtype=np.int64)
         yield (
             starts,

@@ -29,7 +29,7 @@ from store.spectra_file import MEASURES, new_writer
 from rankkit.axes import REGIONS
 from rankkit.store import METHODS, STATUSES, Slab
 
-__all__ = ["BASES", "PARTNER", "write_bases"]
+__all__ = ["BASES", "write_bases"]
 
 OLD = Path(__file__).parents[1] / "store" / "spectrum_1_0.h5.gz"
 ONE: dict[str, Any] = {"seeds": [0], "steps": [500], "regions": ["full"], "applied_masks": ["own"]}
@@ -117,9 +117,6 @@ BASES = {
     "rich": write_rich,
 }
 """By name."""
-
-PARTNER = "partner.h5"
-"""Where a worker finds the other half, to merge with."""
 
 
 def write_bases(folder: Path) -> dict[str, bytes]:

@@ -183,7 +183,7 @@ def four_terabytes(file: h5py.File) -> None:
     file["gpt"].create_dataset("other", (1 << 39,), "<f8", chunks=(1 << 16,), compression=1)
 
 
-@_hostile("refused", "in chunks of at most 16777216, got 33554432 in chunks of 33554432")
+@_hostile("refused", "in chunks of at most 4194304, got 33554432 in chunks of 33554432")
 def huge_chunk(file: h5py.File) -> None:
     file["gpt"].create_dataset("other", (1 << 22,), "<f8", chunks=(1 << 22,), compression=1)
 
@@ -221,7 +221,7 @@ def _replaced(group: h5py.Group, name: str, shape: tuple[int, ...], data: Any) -
     first, dtype = old[(0,) * old.ndim], old.dtype
     del group[name]
     chunk = list(shape)
-    while math.prod(chunk) * dtype.itemsize > 4 << 20:
+    while math.prod(chunk) * dtype.itemsize > 1 << 20:
         longest = max(range(len(chunk)), key=chunk.__getitem__)
         chunk[longest] = -(-chunk[longest] // 2)
     new = group.create_dataset(

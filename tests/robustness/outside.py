@@ -19,12 +19,14 @@ from typing import Any
 import h5py
 import numpy as np
 
-__all__ = ["MARK", "OUTSIDE_BYTES", "OUTSIDE_FILE", "Watch", "write_outside"]
+__all__ = ["MARK", "OUTSIDE_BYTES", "OUTSIDE_FILE", "PARTNER", "Watch", "write_outside"]
 
 OUTSIDE_FILE = "outside.h5"
 """An HDF5 file, for external links and virtual datasets; a relative name, so that a seed gives the same bytes anywhere."""
 OUTSIDE_BYTES = "outside.bin"
 """Bytes, for external storage."""
+PARTNER = "partner.h5"
+"""A finished file to merge with, which may be read."""
 MARK = "CANARY"
 """What both hold, and nothing that is printed or written may."""
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from click.testing import CliRunner, Result
-from robustness.bases import PARTNER
-from robustness.outside import MARK
+from robustness.outside import MARK, PARTNER
 
 import rankkit
 from rankkit.cli import main
@@ -147,9 +146,9 @@ def open_spectra(path: Path, folder: Path) -> Ending:
 
 TARGETS: Mapping[str, Callable[[Path, Path], Ending]] = {
     "inspect --verify": inspect,
+    "merge": merge,
     "open_spectra": open_spectra,
     "export --to csv": export_csv,
     "export --to parquet": export_parquet,
-    "merge": merge,
 }
 """By name: takes the file and a folder for what is made of it."""

@@ -16,24 +16,30 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
-from robustness.bases import PARTNER
 from robustness.cases import Case, Cases
-from robustness.outside import Watch, write_outside
+from robustness.outside import PARTNER, Watch, write_outside
 
-__all__ = ["MEMORY_LIMIT", "SECONDS_LIMIT", "Report", "fuzz"]
+__all__ = ["GROUPS", "MEMORY_LIMIT", "NOT_MADE", "SECONDS_LIMIT", "Report", "fuzz"]
 
 MEMORY_LIMIT = 512 << 20
 """Bytes of a worker that may be in memory, Python and its libraries included."""
 SECONDS_LIMIT = 20.0
 """Of the processor, for one file and one target."""
 
+NOT_MADE = "not made"
+"""Kind of a file that h5py could not make."""
+GROUPS = (("inspect --verify", "merge"), ("open_spectra", "export --to csv", "export --to parquet"))
+"""Targets that share a process, so that its memory is about that of one of them: the first import torch, the others xarray
+and pyarrow."""
+
 _ASLEEP_LIMIT = 900.0  # seconds without a word: a deadlock; a busy machine, or one that was paused, takes long too
 _ADDRESS_SPACE = 16 << 30  # bytes: protects the machine, far beyond MEMORY_LIMIT; torch alone maps some
-_CROWDED = 400 << 20  # bytes; with all libraries of all commands a worker begins with 350 MiB
+_ROOM = 20 << 20  # bytes that a worker may keep from making files before it tidies up, which takes a while
 _LOG_TAIL = 4000  # characters
 
 
@@ -58,7 +64,6 @@ def fuzz(
     *,
     seed: int,
     bases: Mapping[str, bytes],
-    targets: Sequence[str],
     workers: int = 1,
     keep: Path | None = None,
 ) -> Iterator[Report]:
@@ -68,36 +73,49 @@ def fuzz(
         numbers: of the files.
         seed: of the run.
         bases: bytes of finished files by name.
-        targets: names of robustness.targets.TARGETS.
         workers: processes at a time.
         keep: folder for files that something failed on; None keeps none.
 
     Yields:
         A report per file, in order.
     """
-    idle: queue.Queue[_Worker] = queue.Queue()
+    idle: queue.Queue[list[_Worker]] = queue.Queue()
 
     def run(number: int) -> Report:
-        worker = idle.get()
+        crew = idle.get()
         try:
-            report = worker.run(number)
+            report = _united([worker.run(number) for worker in crew])
             if report.failures and keep is not None:
                 keep.mkdir(parents=True, exist_ok=True)
-                shutil.copy(worker.path, keep / f"seed-{seed}-file-{number}.h5")
+                shutil.copy(crew[0].path, keep / f"seed-{seed}-file-{number}.h5")
             return report
         finally:
-            idle.put(worker)
+            idle.put(crew)
 
     with tempfile.TemporaryDirectory(prefix="rankkit-fuzz-") as place, ThreadPoolExecutor(workers) as pool:
-        crew = [_Worker(Path(place) / str(number), seed, bases, targets) for number in range(workers)]
-        for worker in crew:
-            idle.put(worker)
+        crews = [
+            [_Worker(Path(place) / f"{number}-{part}", seed, bases, group) for part, group in enumerate(GROUPS)]
+            for number in range(workers)
+        ]
+        for crew in crews:
+            idle.put(crew)
         try:
             yield from pool.map(run, numbers)
         finally:
             pool.shutdown(cancel_futures=True)
-            for worker in crew:
+            for worker in chain(*crews):
                 worker.end()
+
+
+def _united(reports: Sequence[Report]) -> Report:
+    """What all groups of targets say of one file."""
+    return Report(
+        case=reports[0].case,
+        endings={target: ending for report in reports for target, ending in report.endings.items()},
+        failures=[failure for report in reports for failure in report.failures],
+        memory=max(report.memory for report in reports),
+        seconds=max(report.seconds for report in reports),
+    )
 
 
 class _Worker:
@@ -114,7 +132,7 @@ class _Worker:
         """What becomes of a file; a process that is lost is replaced next time."""
         process = self._started()
         self._pipe.send(number)
-        case, target = Case(number=number, kind="unknown", base="unknown", name="unknown"), "while it was made"
+        case, target = Case(number=number, kind=NOT_MADE, base="", name=""), ""
         used, asleep = _seconds(process.pid), time.monotonic()
         while True:
             if not self._pipe.poll(1):
@@ -142,7 +160,10 @@ class _Worker:
         return self._process
 
     def _lost(self, case: Case, target: str, why: str) -> Report:
+        """What is said of a file that the process did not survive; h5py does not survive making every file."""
         self.end()
+        if not target:
+            return Report(case=case, endings={})
         failure = f"{target}: {why}\n{self._log.read_text()[-_LOG_TAIL:]}"
         return Report(case=case, endings={target: ("failed", why)}, failures=[failure])
 
@@ -178,10 +199,11 @@ def _work(pipe: Connection, folder: Path, seed: int, bases: Mapping[str, bytes],
             path.write_bytes(bases["small"])
             TARGETS[name](path, folder)
         pipe.send("ready")
+        crowded = _memory("VmRSS") + _ROOM
         while True:
             case = cases.make(pipe.recv(), path)
             endings, failures, slowest = {}, [], 0.0
-            _settle()
+            _settle(crowded)
             for name in names:
                 pipe.send((case, name))
                 faulthandler.dump_traceback_later(SECONDS_LIMIT - 1, file=log)
@@ -206,9 +228,9 @@ def _confine(folder: Path) -> None:
     warnings.simplefilter("error")
 
 
-def _settle() -> None:
+def _settle(crowded: int) -> None:
     """Give back what making the file took, and let Linux begin its mark of the most memory anew (man 5 proc)."""
-    if _memory("VmRSS") > _CROWDED:
+    if _memory("VmRSS") > crowded:
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")

@@ -15,7 +15,7 @@ from store.format_page import _SECTIONS, PAGE, tables, written
 from rankkit.axes import SPECTRUM_AXES
 from rankkit.report.measured_arms import measured_arms
 from rankkit.spectra import MEASURES
-from rankkit.store import BASELINES, hdf5, schema, walk
+from rankkit.store import BASELINES, blueprint, hdf5, schema
 from rankkit.store.contents import GroupContents
 from rankkit.store.variables import MeasureDescription
 
@@ -175,7 +175,7 @@ def test_limits_in_the_text_are_those_of_the_code() -> None:
     )
     assert limits is not None
     objects, levels, size = (int(number.replace(",", "")) for number in limits.groups())
-    assert (objects, levels, size << 30) == (walk._OBJECTS_LIMIT, walk._DEPTH_LIMIT, hdf5.DEFAULT_LIMIT)
+    assert (objects, levels, size << 30) == (blueprint._OBJECTS_LIMIT, blueprint._DEPTH_LIMIT, hdf5.DEFAULT_LIMIT)
 
 
 def test_axes_of_column_major_tools_are_those_of_the_file_in_reverse() -> None:
