@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Any, Final
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Final
 
 from rankkit.cli.console import Output, new_table, visible
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["show_comparison"]
 
@@ -45,13 +46,13 @@ def show_comparison(path: Path, output: Output) -> None:
 def _cells(stored: dict[str, NDArray[Any]], prefix: str, where: tuple[int, ...], control: bool) -> list[str]:
     cells = [_interval(*stored[f"{prefix}{name}"][where].tolist()) for name in _EFFECTS]
     same = stored.get(f"{prefix}same_mask")
-    return cells + ([_number(np.nan if same is None else float(same[where]))] if control else [])
+    return cells + ([_number(math.nan if same is None else float(same[where]))] if control else [])
 
 
 def _interval(mean: float, lower: float, upper: float) -> str:
-    known = f" [{_number(lower)}, {_number(upper)}]" if np.isfinite([lower, upper]).all() else ""
+    known = f" [{_number(lower)}, {_number(upper)}]" if math.isfinite(lower) and math.isfinite(upper) else ""
     return f"{_number(mean)}{known}"
 
 
 def _number(value: float) -> str:
-    return f"{value:.4g}" if np.isfinite(value) else "-"
+    return f"{value:.4g}" if math.isfinite(value) else "-"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -23,6 +24,7 @@ FINISHED: Final = "finished"
 AnySlab = TypeVar("AnySlab", Slab, LayerSlab)
 
 
+@contextlib.contextmanager
 def open_journal(
     path: Path,
     facts: SourceFacts,
@@ -33,8 +35,8 @@ def open_journal(
     command: str,
     force: bool,
     resume: bool,
-) -> Journal:
-    """The journal beside a file that is being made.
+) -> Iterator[Journal]:
+    """The journal beside a file that is being made; one without a finished slab is left to nobody.
 
     Args:
         path: of the file.
@@ -50,13 +52,19 @@ def open_journal(
         OutputExistsError: there is one, and neither `force` nor `resume`.
         RankkitError: it belongs to another measurement, or is in use.
     """
-    return Journal.open(
+    with Journal.open(
         journal_path(path),
         _dependencies(facts, plan, config, host),
         notes={"command": command, "force": str(int(force))},
         resume=resume,
         force=force,
-    )
+    ) as journal:
+        try:
+            yield journal
+        except BaseException:
+            if not len(journal):
+                journal.discard()
+            raise
 
 
 def _dependencies(facts: SourceFacts, plan: Plan, config: MeasureConfig, host: Mapping[str, Any]) -> dict[str, str]:

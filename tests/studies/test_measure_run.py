@@ -300,7 +300,7 @@ def test_learned_positions_end_where_training_ended(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"layers": (2,)}, r"layers must be within 0\.\.1, got \[2\]\. Choose layers of this model"),
+        ({"layers": (2,)}, r"layers must be within 0\.\.1, got \[2\]\. Choose layers that there are"),
         ({"layers": ()}, r"layers must be within 0\.\.1, got \[\]"),
         ({"heads": (0, 3)}, r"heads must be within 0\.\.2, got \[0, 3\]"),
         ({"heads": (-1,)}, r"heads must be within 0\.\.2, got \[-1\]"),
@@ -409,7 +409,7 @@ def test_the_expected_time_grows_with_the_matrices(trained: Run) -> None:
     plan = plan_measurement(trained, config)
     one = expected_seconds(plan, config)
     assert 0 < one < 60
-    many = replace(plan, units=plan.units * 1000)
+    many = replace(plan, arms=plan.arms * 1000)
     assert expected_seconds(many, config) > 20 * one
 
 
