@@ -18,6 +18,8 @@ from tiny import N
 from rankkit.axes import REGIONS
 from rankkit.cli import main
 from rankkit.cli import spectrum as spectrum_command
+from rankkit.cli.measuring import figures_folder
+from rankkit.cli.model_options import take_model_options
 from rankkit.report import functional_figures, run_figures
 from rankkit.spectra import MEASURES, MatrixFreeConfig
 from rankkit.spectra.baselines import BASELINES
@@ -62,6 +64,7 @@ def configured(*arguments: str) -> MeasureConfig:
     params = dict(context.params)
     for name in ("target", "mask", "scale", "device", "out", "force", "resume", "plan", "as_json", "quiet", "debug"):
         params.pop(name)
+    take_model_options(params)
     return spectrum_command._configuration(**params)
 
 
@@ -285,8 +288,8 @@ def test_estimates_are_counted_in_the_table_and_named_in_the_plan_of_the_file(ru
 
 
 def test_figures_stand_in_the_run_or_under_the_name_of_the_file(tmp_path: Path) -> None:
-    assert spectrum_command.figures_folder(tmp_path / "spectrum.h5") == tmp_path / "figures"
-    assert spectrum_command.figures_folder(tmp_path / "training.h5") == tmp_path / "training-figures"
+    assert figures_folder(tmp_path / "spectrum.h5") == tmp_path / "figures"
+    assert figures_folder(tmp_path / "training.h5") == tmp_path / "training-figures"
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def _stop_clocks() -> None:
 
 
 def _leave_out_what_is_shown() -> None:
-    from rankkit.cli import spectrum
+    from rankkit.cli import measuring
     from rankkit.report import functional_figures, run_figures
 
     def draw_nothing(*_: Any, **__: Any) -> list[Path]:
@@ -70,7 +70,7 @@ def _leave_out_what_is_shown() -> None:
     for module, name in ((run_figures, "draw_losses"), (run_figures, "draw_spectra"),
                          (functional_figures, "draw_functional_rank")):  # fmt: skip
         setattr(module, name, draw_nothing)
-    spectrum._show = lambda *_: {}
+    measuring._show = lambda *_: {}
 
 
 def main(arguments: Sequence[str]) -> int:
