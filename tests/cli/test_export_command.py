@@ -286,4 +286,4 @@ def test_help_says_where_singular_values_are_and_how_to_read_the_same_numbers() 
 
 def test_the_command_offers_every_format_and_table() -> None:
     choices = {option.name: option.type.choices for option in command.params if hasattr(option.type, "choices")}
-    assert choices == {"to": FORMATS, "table": tuple(TABLES)}
+    assert choices == {"to": (*FORMATS, "huggingface"), "table": tuple(TABLES)}
