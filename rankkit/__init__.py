@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from rankkit.operators import AttentionOperator
     from rankkit.spectra import spectrum
     from rankkit.store.labelled import open_spectra
-    from rankkit.studies import compare_losses, functional_rank, load_model, measure_run, open_run, train_pair
+    from rankkit.studies import Monitor, compare_losses, functional_rank, load_model, measure_run, open_run, train_pair
+    from rankkit.studies.model_open import measure_model
     from rankkit.training import presets
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Cross",
     "Mask",
     "MaskKind",
+    "Monitor",
     "Prefix",
     "RankkitError",
     "capture",
@@ -36,6 +38,7 @@ __all__ = [
     "data",
     "functional_rank",
     "load_model",
+    "measure_model",
     "measure_run",
     "open_run",
     "open_spectra",
@@ -52,12 +55,14 @@ _HOMES = {
     "Cross": "rankkit.masks",
     "Mask": "rankkit.masks",
     "MaskKind": "rankkit.masks",
+    "Monitor": "rankkit.studies",
     "Prefix": "rankkit.masks",
     "RankkitError": "rankkit.errors",
     "capture": "rankkit.hooks",
     "compare_losses": "rankkit.studies",
     "functional_rank": "rankkit.studies",
     "load_model": "rankkit.studies",
+    "measure_model": "rankkit.studies.model_open",
     "measure_run": "rankkit.studies",
     "open_run": "rankkit.studies",
     "open_spectra": "rankkit.store.labelled",
