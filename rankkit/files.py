@@ -37,6 +37,7 @@ __all__ = [
     "lock",
     "make_folder",
     "read_json_lines",
+    "remove_abandoned",
     "remove_partial",
     "sha256_of_file",
     "storage_errors",
@@ -144,7 +145,7 @@ def temporary_file(path: Path) -> tuple[int, Path]:
     Raises:
         OSError: the file system refuses.
     """
-    _remove_abandoned(path)
+    remove_abandoned(path)
     while True:
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}{_PARTIAL}")
         if _is_held(descriptor, Path(name)):
@@ -154,7 +155,7 @@ def temporary_file(path: Path) -> tuple[int, Path]:
 
 def _temporary_folder(path: Path) -> tuple[int, Path]:
     """The same for a folder."""
-    _remove_abandoned(path)
+    remove_abandoned(path)
     while True:
         name = tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}{_PARTIAL}")
         descriptor = os.open(name, os.O_RDONLY)
@@ -174,25 +175,26 @@ def _is_held(descriptor: int, temporary: Path) -> bool:
     return temporary.exists()
 
 
-def _remove_abandoned(path: Path) -> None:
+def remove_abandoned(path: Path) -> None:
     """Delete what killed processes left of `path` under temporary names; what is locked is in use."""
     for entry in path.parent.glob(f".{glob.escape(path.name)}{_PARTIAL}*"):
-        if entry.name.endswith(_FORMER):  # it may be all that there is
-            continue
         with contextlib.suppress(OSError):
             descriptor = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _remove(entry)
+                _clear(entry, path)
             finally:
                 os.close(descriptor)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
+def _clear(temporary: Path, path: Path) -> None:
+    """Delete what was to become `path`; what had made way for it gets its name back where it is all that there is."""
+    if temporary.name.endswith(_FORMER) and not path.exists():
+        temporary.replace(path)
+    elif temporary.is_dir():
+        shutil.rmtree(temporary, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -280,11 +282,7 @@ def remove_partial(folder: Path) -> None:
     A folder that had already made way for one that never came gets its name back.
     """
     for entry in folder.glob(f".*{_PARTIAL}*"):
-        named = folder / entry.name[1:].partition(_PARTIAL)[0]
-        if entry.name.endswith(_FORMER) and not named.exists():
-            entry.replace(named)
-        else:
-            _remove(entry)
+        _clear(entry, folder / entry.name[1:].partition(_PARTIAL)[0])
 
 
 def append_json_line(path: Path, value: object) -> None:

@@ -201,6 +201,10 @@ def test_a_folder_that_made_way_for_one_that_never_came_gets_its_name_back(tmp_p
     files.write_text(tmp_path / "step-000003" / "new", "")
     files.remove_partial(tmp_path)
     assert set(tree(tmp_path)) == {"step-000002/kept", "step-000003/new"}
+    files.write_text(tmp_path / ".run.partial-abc-former" / "old", "")
+    with files.atomic_directory(tmp_path / "run"):
+        assert set(tree(tmp_path / "run")) == {"old"}  # there until the new one is
+    assert {entry.name for entry in tmp_path.iterdir()} == {"step-000002", "step-000003", "run"}
 
 
 def test_every_folder_inside_and_on_the_way_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from rankkit.data.corpora import Corpus
 from rankkit.errors import ConfigurationError, MatchError
-from rankkit.files import exclusive
+from rankkit.files import exclusive, remove_abandoned
 from rankkit.studies.certificate import MatchWatch, build_certificate, certificate_problems, write_certificate
 from rankkit.studies.drive import Unit, drive, interruption
 from rankkit.studies.run import Run, create_run, open_run
@@ -62,6 +62,7 @@ def train_units(
         RankkitError: as the units raise.
     """
     with exclusive(run.directory.path / ".lock", f"run {run.directory.path}"):
+        remove_abandoned(run.directory.path.resolve())  # such as the run that this one replaced
         units = [unit for unit in shard_of(run.config.units, shard) if not run.finished(*unit)]
         mismatch = None
         try:
