@@ -5,6 +5,7 @@
 #   make check    format, lint, types, import contracts
 #   make bench    benchmarks, each a ratio within one run
 #   make faults   kills, full and broken disks at every system call of training and exports: 40 minutes on two cores
+#   make fuzz     20,000 mutated and hand-made hostile files against everything that reads one: 40 minutes on two cores
 #   make page     the tables of rankkit/store/README.md, from the schema and the measures
 #
 # TORCH chooses the torch build, for example:  make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
@@ -15,7 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test check format bench faults page clean
+.PHONY: demo test check format bench faults fuzz page clean
 
 demo: $(VENV)/ready
 	$(BIN)/rankkit demo
@@ -32,6 +33,9 @@ check: $(VENV)/ready-dev
 format: $(VENV)/ready-dev
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+
+fuzz: $(VENV)/ready-dev
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m robustness.fuzz --out build/fuzz.json
 
 faults: $(VENV)/ready-dev
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m robustness.faults --out build/faults.json

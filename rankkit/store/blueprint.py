@@ -190,7 +190,7 @@ class _Blueprint:
         flags = cursor.number(1)
         if flags & 0xD0:
             raise Odd("have a plain header", f"flags {flags}")
-        cursor.take(16 if flags & 0x20 else 0)
+        cursor.skip(16 if flags & 0x20 else 0)
         size = cursor.number(1 << (flags & 3))
         self._claim(address, cursor.place + size + _CHECKSUM - address)
         header, parts = _Header(), [Cursor(self._data, cursor.place, cursor.place + size)]
@@ -207,7 +207,7 @@ class _Blueprint:
             number, size, flags = part.number(1), part.number(2), part.number(1)
             if flags & ~5 or number not in MESSAGES:
                 raise Odd("have a header of known messages", f"message {number} with flags {flags}")
-            part.take(before - 4)
+            part.skip(before - 4)
             yield MESSAGES[number], part.part(size)
 
     def _continued(self, body: Cursor) -> Cursor:
@@ -335,11 +335,11 @@ class _Blueprint:
         if not pages:
             return cursor.take(count * entry)
         written = np.unpackbits(np.frombuffer(cursor.take(before - 14), dtype=np.uint8))
-        cursor.take(_CHECKSUM)
+        cursor.skip(_CHECKSUM)
         found = []
         for number in range(pages):
             part = cursor.take(min(page, count - number * page) * entry)
-            cursor.take(_CHECKSUM)
+            cursor.skip(_CHECKSUM)
             found.append(part if written[number] else b"\xff" * len(part))
         return b"".join(found)
 

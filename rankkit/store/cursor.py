@@ -64,6 +64,12 @@ class Cursor:
         self.place += size
         return self.data[self.place - size : self.place]
 
+    def skip(self, size: int) -> None:
+        """Pass over bytes that say nothing."""
+        if not 0 <= size <= self.stop - self.place:
+            raise Odd("hold what it announces", f"{self.left} of {size} bytes at {self.place}")
+        self.place += size
+
     def number(self, size: int) -> int:
         """The next bytes as an unsigned number, the lowest first."""
         start = self.place
@@ -88,7 +94,7 @@ class Cursor:
     def part(self, size: int) -> Cursor:
         """A cursor of its own over the next bytes."""
         start = self.place
-        self.take(size)
+        self.skip(size)
         return Cursor(self.data, start, start + size)
 
     def end(self, what: str) -> None:

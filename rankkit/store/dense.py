@@ -155,9 +155,9 @@ def _check_header(cursor: Cursor, form: _Form) -> int:
     cursor.one_of(2, (0,), "filters in the heap of bytes")
     checked = cursor.one_of(1, (0, 2), "a heap with flags") // 2
     cursor.one_of(4, (_MANAGED,), "things in the heap of at most bytes")
-    cursor.take(8)
+    cursor.skip(8)
     cursor.one_of(8, (UNDEFINED,), "large things at")
-    cursor.take(6 * 8)  # free space, which only a writer looks at, and counts
+    cursor.skip(6 * 8)  # free space, which only a writer looks at, and counts
     for _ in range(4):
         cursor.one_of(8, (0,), "large or tiny things")
     cursor.one_of(2, (_WIDTH,), "blocks in a row")
@@ -219,7 +219,7 @@ class _Tree:
         if height:
             for _ in range(count + 1):
                 child, records = cursor.number(8), cursor.number(self._count_size)
-                cursor.take(self._pointer(height) - 8 - self._count_size)
+                cursor.skip(self._pointer(height) - 8 - self._count_size)
                 yield from self.node(child, records, height - 1)
 
 

@@ -155,7 +155,7 @@ def read_space(cursor: Cursor) -> tuple[int, ...]:
     version = cursor.one_of(1, (1, 2), "a dataspace of version")
     rank, flags = cursor.number(1), cursor.number(1)
     kind = cursor.number(1) if version == 2 else int(rank > 0)
-    cursor.take(5 if version == 1 else 0)
+    cursor.skip(5 if version == 1 else 0)
     if kind == 2:
         raise Odd("have a shape", "an empty one")
     if rank > _AXES_LIMIT or flags > 1 or kind != (rank > 0):
@@ -197,7 +197,7 @@ def read_fill(cursor: Cursor) -> int | None:
     if flags & 0xC0 or (flags & 0x30) == 0x30:
         raise Odd("have a plain fill value", f"flags {flags}")
     size = cursor.number(4) if flags & 0x20 else None
-    cursor.take(size or 0)
+    cursor.skip(size or 0)
     cursor.end("fill value")
     return size
 
@@ -209,7 +209,7 @@ def read_link(cursor: Cursor) -> Link:
     if flags & 0xE0:
         raise Odd("have plain links", f"flags {flags}")
     kind = cursor.number(1) if flags & 8 else 0
-    cursor.take(8 if flags & 4 else 0)
+    cursor.skip(8 if flags & 4 else 0)
     if flags & 16:
         cursor.one_of(1, (0, 1), "names in the alphabet")
     name = cursor.take(cursor.number(1 << (flags & 3))).decode("utf-8", "backslashreplace")
@@ -247,7 +247,7 @@ def read_attribute(cursor: Cursor) -> Attribute:
 def _filled(cursor: Cursor, size: int, unit: int) -> Cursor:
     """The next bytes, and past what fills them up."""
     part = cursor.part(size)
-    cursor.take(-size % unit)
+    cursor.skip(-size % unit)
     return part
 
 
@@ -262,7 +262,7 @@ def read_dense(cursor: Cursor, *, width: int) -> Dense:
     flags = cursor.number(1)
     if flags > 3:
         raise Odd("have a plain index", f"flags {flags}")
-    cursor.take(width if flags & 1 else 0)
+    cursor.skip(width if flags & 1 else 0)
     heap = cursor.number(8)
     trees = tuple(cursor.number(8) for _ in range(2 if flags & 2 else 1))
     cursor.end("index")
@@ -279,7 +279,7 @@ def read_group(cursor: Cursor) -> None:
     flags = cursor.number(1)
     if flags > 3:
         raise Odd("be a plain group", f"flags {flags}")
-    cursor.take((4 if flags & 1 else 0) + (4 if flags & 2 else 0))
+    cursor.skip((4 if flags & 1 else 0) + (4 if flags & 2 else 0))
     cursor.end("group")
 
 

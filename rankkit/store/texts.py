@@ -74,4 +74,4 @@ class TextHeaps:
                 raise Odd("have its texts in whole heaps", f"object {number} of {length} bytes, or twice")
             seen.add(number)
             yield number, (cursor.place, length)
-            cursor.take(step)
+            cursor.skip(step)
