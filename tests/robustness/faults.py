@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import functools
 import json
 import multiprocessing
 import os
@@ -31,9 +32,11 @@ from typing import Any, Final
 
 from robustness.fault_checks import Problem
 from robustness.fault_command import import_all
+from robustness.fault_exports import Making
 from robustness.fault_injection import Fault, Injector, build_shim, why_no_shim
+from robustness.fault_inputs import WORKLOADS, make_inputs
 from robustness.fault_table import CATEGORIES, KINDS, fault_table
-from robustness.fault_workloads import WORKLOADS, Making, Workload, make_inputs
+from robustness.fault_workloads import Workload
 
 __all__ = ["main", "run"]
 
@@ -48,8 +51,6 @@ _BY_CALL: Final = {
 """How each kind of call fails on real machines."""
 _MOMENTS: Final = 30  # random kills of each workload
 _SUBREAPER: Final = 36  # PR_SET_CHILD_SUBREAPER
-
-_CORES: Final = sorted(os.sched_getaffinity(0))
 
 
 def faults_of(workload: Workload, seed: int) -> list[tuple[Fault, str]]:
@@ -92,9 +93,15 @@ def _work(
             file.flush()
 
 
+@functools.cache
+def _cores() -> list[int]:
+    """Those of this process before it keeps to one."""
+    return sorted(os.sched_getaffinity(0))
+
+
 def _pin(number: int) -> None:
     """Stay on one core: how many there are decides the threads of a run, and threads its bits."""
-    os.sched_setaffinity(0, {_CORES[number % len(_CORES)]})
+    os.sched_setaffinity(0, {_cores()[number % len(_cores())]})
 
 
 def disturb(
