@@ -53,7 +53,7 @@ from rankkit.store.variables import LAYER_OUTPUT, Variable
 
 __all__ = ["verify", "verify_written"]
 
-_SLAB_BYTES = 8 << 20  # of all variables at a time; comparing them takes about five times as much
+_SLAB_BYTES = 4 << 20  # of all variables at a time; comparing them takes about five times as much
 _BLOCK_BYTES = 1 << 20  # of an attention matrix at a time: as much as a chunk may take
 
 
@@ -239,11 +239,16 @@ def _claims(
     for starts, broken_claims in blocks:
         for claim, broken in broken_claims:
             count, first = found.get(claim, (0, ""))
-            inside = dict(zip(axes[len(axes) - broken.ndim :], np.argwhere(broken)[0].tolist(), strict=True))
+            inside = dict(zip(axes[len(axes) - broken.ndim :], _first(broken), strict=True))
             where = first or cell_name(labels, (starts[axis] + inside.get(axis, 0) for axis in axes), axes)
             found[claim] = (count + int(broken.sum()), where)
     for claim, (count, first) in found.items():
         yield f"{name}: {claim}, got {count} {things} that break it, the first at {first}"
+
+
+def _first(broken: NDArray[np.bool_]) -> list[int]:
+    """Where the first is true."""
+    return [int(place) for place in np.unravel_index(int(broken.argmax()), broken.shape)]
 
 
 def _indices(axes: Sequence[str], labels: Mapping[str, NDArray[Any]]) -> Iterator[dict[str, int]]:
