@@ -83,12 +83,15 @@ def _size(count: int) -> str:
 
 
 def _warn_of_length(source: Source, plan: Plan, output: Output) -> None:
+    from rankkit.studies.model_source import ModelSource
     from rankkit.studies.run_source import RunSource
 
-    if not isinstance(source, RunSource):
-        return
-    trained = source.run.config.base.model.sequence_length
-    if plan.sequence_length > trained:
+    trained = None
+    if isinstance(source, RunSource):
+        trained = source.run.config.base.model.sequence_length
+    elif isinstance(source, ModelSource):
+        trained = source.trained_length
+    if trained is not None and plan.sequence_length > trained:
         output.note(
             f"warning: {plan.sequence_length:,} tokens are more than the {trained:,} that the models were trained on."
         )

@@ -119,6 +119,7 @@ def find_model(path: str, revisions: Sequence[str] = (), *, allow_pickle: bool =
     """
     if len(set(revisions)) < len(revisions):
         raise ConfigurationError(f"revision must name none twice, got {', '.join(revisions)}. Name each once.")
+    path = str(Path(path).expanduser()) if path.startswith("~") else path
     labels = tuple(revisions) or (_own_label(path),)
     folders = [_folder(path, revision, allow_pickle) for revision in revisions or (None,)]
     steps = _steps(revisions) if revisions else [0]
@@ -160,7 +161,7 @@ def _folder(path: str, revision: str | None, allow_pickle: bool) -> Path:
                 f"{folder} must hold {CONFIG} of a model, got none. Name the folder that save_pretrained wrote."
             )
         return folder
-    if path.startswith(("/", ".", "~")) or path.count("/") > 1 or not path:
+    if path.startswith(("/", ".")) or path.count("/") > 1 or not path:
         raise ConfigurationError(f"model folder must exist, got {path!r}. Check the path after hf:.")
     return _from_hub(path, revision, allow_pickle)
 

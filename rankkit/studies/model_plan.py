@@ -258,7 +258,6 @@ def _arm(
     scales = {one.scale for one in layers}
     if config.keep_qk and len(scales) > 1:
         raise ConfigurationError("keep_qk must have one scale for all layers, got several. Name layers one by one.")
-    names = {one.name for one in layers}
     attributes = {
         **policy,
         **facts.attributes,
@@ -270,7 +269,7 @@ def _arm(
     return PlannedArm(
         facts=ArmFacts(
             name=f"{facts.name}/{group.name}" if group.name else facts.name,
-            mask=names.pop() if len(names) == 1 else "mixed",
+            mask=group.mask,
             objective=facts.objective,
             untrained=np.zeros((len(regions), len(layers)), dtype=np.bool_),
         ),

@@ -92,14 +92,21 @@ class ModelSource:
         self._loaded: tuple[int, nn.Module] | None = None
         self._read: dict[int | None, ModelInputs] = {}
         self._groups: dict[int | None, tuple[AttentionGroup, ...]] = {}
-        self._agreed: dict[tuple[int, int | None], dict[str, str | float]] = {}
+        self._agreed: dict[tuple[int, int | None, int | None], dict[str, str | float]] = {}
         self._masks: dict[tuple[str, str, int], str] = {}
         self._inputs: ModelInputs | None = None
+        self._planned: tuple[ModelInputs, MeasureConfig, tuple[AttentionGroup, ...]] | None = None
 
     @property
     def models(self) -> Models:
         """What is measured."""
         return self._models
+
+    @property
+    def trained_length(self) -> int | None:
+        """Positions that the model was made for, where its configuration says so."""
+        found = getattr(getattr(self._model(self._models.steps[0]), "config", None), "max_position_embeddings", None)
+        return found if isinstance(found, int) else None
 
     def swapping(self, swap: SwapMask) -> ModelSource:
         """The same model and sequences, to be measured under another mask too."""
@@ -110,14 +117,15 @@ class ModelSource:
     @property
     def facts(self) -> SourceFacts:
         """Where the numbers come from; after `plan`, for the sequences are part of it."""
-        assert self._inputs is not None, "a measurement is planned first"
+        assert self._planned is not None, "a measurement is planned first"
+        inputs, _, _ = self._planned
         model = self._model(self._models.steps[0])
         described = {
             **self._models.description,
             "class": type(model).__name__,
             "dtype": str(_dtype(model)),
-            "inputs_sha256": self._inputs.sha256,
-            "inputs": dict(self._inputs.policy),
+            "inputs_sha256": inputs.sha256,
+            "inputs": dict(inputs.policy),
             "swap_mask": None if self._settings.swap is None else str(self._settings.swap),
             "batch": self._settings.batch,
         }
@@ -141,14 +149,15 @@ class ModelSource:
         groups = self._groups_of(model, config.sequence_length, whole)
         chosen = _chosen(config, len(whole), groups[0])
         shard = shard_rows(len(chosen), config.shard)
-        self._inputs = whole[chosen[shard]]
+        every = whole[chosen]  # what a file says of itself is the same of all its shards
+        self._inputs, self._planned = every[shard], (every, config, groups)
         self._masks = {(group.stack, group.kind, one.layer): one.name for group in groups for one in group.layers}
         facts = ModelFacts(
             name=self._models.name,
             objective=_objective(type(model).__name__),
             steps=self._models.steps,
             checkpoint_sha256=self._models.sha256,
-            attributes=self._attributes(model, self._inputs) | self._agreement(self._models.steps[0], config, groups),
+            attributes=self._attributes(model, every) | self._agreement(self._models.steps[0]),
         )
         numbers = range(len(chosen))[shard]
         settings = self._settings
@@ -176,30 +185,29 @@ class ModelSource:
             "revisions": str(self._models.description.get("revisions", "0: as given")),
         }
 
-    def _agreement(
-        self, step: int, config: MeasureConfig, groups: tuple[AttentionGroup, ...]
-    ) -> dict[str, str | float]:
-        """Of one checkpoint on the sequences that are measured, checked once."""
-        assert self._inputs is not None, "the sequences have been chosen"
-        self._planned = config, groups
-        if (step, config.sequence_length) not in self._agreed:
-            self._agreed[step, config.sequence_length] = agreement(
+    def _agreement(self, step: int) -> dict[str, str | float]:
+        """Of one checkpoint on the first sequences that are measured, checked once."""
+        assert self._planned is not None, "the sequences have been chosen"
+        inputs, config, groups = self._planned
+        key = (step, config.sequence_length, config.samples)
+        if key not in self._agreed:
+            self._agreed[key] = agreement(
                 self._model(step),
-                self._inputs,
+                inputs,
                 groups,
                 batch=self._settings.batch,
                 memory_budget=config.memory_budget,
                 device=self._device,
                 allow_disagreement=self._settings.allow_disagreement,
             )
-        return self._agreed[step, config.sequence_length]
+        return self._agreed[key]
 
     def visit(self, plan: Plan, place: Place, rows: slice, receive: Receiver, *, outputs: bool) -> None:
         """One forward pass."""
         assert not outputs, "the plan has refused outputs"
         assert self._inputs is not None, "a measurement is planned first"
         model = self._model(place.step)
-        self._agreement(place.step, *self._planned)
+        self._agreement(place.step)
         (arm,) = plan.arms
         kind, stack = arm.kind, str(arm.attributes["stack"])
         valid_rows, valid_keys = (

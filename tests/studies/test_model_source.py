@@ -19,6 +19,7 @@ from rankkit.masks import Causal, Mask, Prefix
 from rankkit.store import describe, read_group, read_root, writer
 from rankkit.studies import MeasureConfig, Measured, measure_attention
 from rankkit.studies.kept_source import kept_source
+from rankkit.studies.merge import merge
 from rankkit.studies.model_files import FoundModel, find_model, group_name
 from rankkit.studies.model_inputs import ModelInputs, read_array
 from rankkit.studies.model_loading import load_checkpoint
@@ -288,6 +289,19 @@ def test_revisions_become_steps_of_one_file(root: Path, tmp_path: Path) -> None:
     assert describe(tmp_path / "both.h5").groups[0].attributes["revisions"] == "20: step20; 1000: step1000"
     np.testing.assert_array_equal(both["singular_values"][:, 1], one["singular_values"][:, 0])
     assert np.abs(both["effective_rank"][:, 0] - both["effective_rank"][:, 1]).min() > 1e-3
+
+
+def test_shards_of_a_model_merge_into_the_file_of_one_measurement(root: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"text": root / "text.jsonl", "sequence_length": 6, "samples": 11, "heads": (1,)}
+    options |= {"regions": ("full",), "measures": ("mean_ipr",)}
+    for number in range(2):
+        measured(root / "gpt2", tmp_path / f"{number}.h5", shard=(number, 2), **options)
+    measured(root / "gpt2", tmp_path / "whole.h5", **options)
+    merge([tmp_path / "0.h5", tmp_path / "1.h5"], tmp_path / "merged.h5")
+    merged, whole = (read_group(tmp_path / f"{name}.h5", "gpt2") for name in ("merged", "whole"))
+    assert all(
+        np.array_equal(merged[name], values, equal_nan=values.dtype.kind == "f") for name, values in whole.items()
+    )
 
 
 def test_revisions_without_numbers_of_their_own_are_counted(root: Path, tmp_path: Path) -> None:
@@ -746,6 +760,28 @@ def test_matrix_free_brackets_hold_the_exact_values(root: Path, tmp_path: Path) 
     exact = read_group(tmp_path / "exact.h5", "llama")["effective_rank"]
     free = read_group(tmp_path / "free.h5", "llama")
     assert ((free["effective_rank_lower"] <= exact) & (exact <= free["effective_rank_upper"])).all()
+
+
+def test_a_model_without_factors_gives_its_matrices(tmp_path: Path) -> None:
+    class Plain(torch.nn.Module):
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            heads = hidden[:, None].repeat(1, 2, 1, 1)
+            return (heads @ heads.mT).softmax(dim=-1) @ heads
+
+    hidden = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(0))
+    config = MeasureConfig(measures=FEW, workers=1)
+    measure_model(Plain(), {"hidden": hidden}, tmp_path / "s.h5", config=config, batch=2)
+    assert verify_file(tmp_path / "s.h5") == []
+    (group,) = describe(tmp_path / "s.h5").groups
+    assert str(group.attributes["logits"]).startswith("none: ")
+    stored = read_group(tmp_path / "s.h5", "model")
+    assert (stored["region"].tolist(), stored["tokens"].tolist()) == (["full"], [[-1] * 7] * 2)
+    expected = torch.linalg.svdvals((hidden @ hidden.mT).softmax(dim=-1).double())
+    np.testing.assert_allclose(stored["singular_values"][0, 0, 0, 0, :, 0, 1], expected, atol=1e-5)
+    with pytest.raises(ConfigurationError, match="got causal: there are matrices without queries and keys"):
+        measure_model(Plain(), {"hidden": hidden}, tmp_path / "t.h5", swap_mask="causal")
+    with pytest.raises(ConfigurationError, match="keep_qk must have queries and keys, got attention matrices"):
+        measure_model(Plain(), {"hidden": hidden}, tmp_path / "t.h5", config=MeasureConfig(keep_qk=True))
 
 
 @pytest.mark.parametrize(
