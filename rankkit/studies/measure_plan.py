@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
@@ -288,13 +289,13 @@ def shard_rows(count: int, shard: tuple[int, int]) -> slice:
 
 
 def expected_seconds(plan: Plan, config: MeasureConfig) -> float:
-    """Time a little of the work here and now, for every region's size, and multiply."""
-    total = 0.0
+    """Time a little of the work here and now, once for every size of matrix, and multiply."""
+    counts: Counter[tuple[bool, int]] = Counter()
     for part in plan.parts:
         for region in part.regions:
-            timed = _matrix_free_seconds if part.methods[region][0] == "matrix-free" else _exact_seconds
-            total += timed(part.size(region), config) * part.matrices_per_region
-    return total
+            counts[part.methods[region][0] == "matrix-free", part.size(region)] += part.matrices_per_region
+    timed = {True: _matrix_free_seconds, False: _exact_seconds}
+    return sum(timed[estimated](size, config) * count for (estimated, size), count in counts.items())
 
 
 def _exact_seconds(n: int, config: MeasureConfig) -> float:

@@ -153,7 +153,7 @@ def test_the_readmes_example_makes_a_model_and_measures_it_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     section = README.partition("## Your own models")[2].partition("\n## ")[0]
-    (snippet,) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    snippet, *_ = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
     command = section.rpartition("```")[2].strip()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -11,6 +11,7 @@ import xarray
 from store.rich_file import SEEDS, SEQUENCES, cut_losses, rich_layout
 from store.spectra_file import edited, new_writer
 
+from rankkit.errors import SpectrumFileError
 from rankkit.store import CUTS, describe, read_group, verify
 from rankkit.store.schema import FUNCTIONAL_VARIABLES
 
@@ -149,7 +150,6 @@ FORGED = [
     (put("cut_error", -1.0), "functional/gpt: cut_error must be at least 0, got 48 that are not"),
     (put("kept_rank", -1), "functional/gpt: kept_rank must hold at least one label and none twice, got [-1, -1, -1]"),
     (without_losses, "functional/gpt/loss_uncut must exist, got nothing of that name"),
-    (without_layers, "functional/gpt/layer must exist, got nothing of that name"),
     (without_step, "functional/gpt must have the attribute step, got none"),
     (of_nobody, "functional/bert must be of an arm in this file, got none of that name"),
 ]
@@ -158,3 +158,10 @@ FORGED = [
 @pytest.mark.parametrize(("edit", "problem"), FORGED, ids=[problem for _, problem in FORGED])
 def test_verification_finds_forged_losses(lean_copy: Path, edit: Callable[[h5py.File], None], problem: str) -> None:
     assert verify(edited(lean_copy, edit))[0] == problem
+
+
+def test_a_label_that_is_gone_is_refused_at_the_door(lean_copy: Path) -> None:
+    with pytest.raises(
+        SpectrumFileError, match="extra_loss_layer must have its axes labelled by variables of the file"
+    ):
+        verify(edited(lean_copy, without_layers))

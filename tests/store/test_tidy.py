@@ -389,10 +389,10 @@ HOSTILE = [
     (relabelled("gpt/region", ["=1+1", "full"]), "/gpt/region must be of lower-case letters, digits .*, got '=1.1'"),
     (relabelled("gpt/region", ["full", "@a"]), "/gpt/region must be of lower-case letters"),
     (relabelled("gpt/applied_mask", ["own", "a b"]), "/gpt/applied_mask must be of lower-case letters"),
-    (relabelled("gpt/seed", [3, 3]), "/gpt/seed must hold no label twice, got .3, 3."),
-    (relabelled("gpt/seed", [[3, 4]]), "/gpt/seed must be a list of labels, got shape .1, 2."),
-    (relabelled("gpt/seed", [0.5, 1]), "/gpt/seed must be of type int64, got float64"),
-    (relabelled("gpt/seed", [1, 2, 3]), "/gpt/.* must have shape .3, .*, got"),
+    (relabelled("gpt/seed", [3, 3]), "must have its axes labelled by variables of the file, got a label at"),
+    (relabelled("gpt/seed", [[3, 4]]), "must have its axes labelled by variables of the file, got a label at"),
+    (relabelled("gpt/seed", [0.5, 1]), "must have its axes labelled by variables of the file, got a label at"),
+    (relabelled("gpt/seed", [1, 2, 3]), "must have its axes labelled by variables of the file, got a label at"),
     (renamed("gpt", "+cmd"), "must have plain names, got .*cmd"),
     (renamed("gpt", "Gpt"), "/Gpt/arm must be of lower-case letters"),
     (renamed("gpt/stable_rank", "gpt/-2"), "/gpt/measures must have new names .*, got '-2'"),
@@ -401,7 +401,7 @@ HOSTILE = [
     (put("gpt/status", 9), "/gpt/status must hold codes from 0 to 3, got 9"),
     (put("gpt/method", -1), "/gpt/method must hold codes from 0 to 3, got -1"),
     (lost_chunk, "/gpt/stable_rank must have every chunk, got a lost or unchecked one"),
-    (missing_axis, "/gpt/head must exist, got nothing of that name"),
+    (missing_axis, "must have its axes labelled by variables of the file, got a label at"),
 ]  # fmt: skip
 
 
