@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -119,14 +120,15 @@ BASES = {
 """By name."""
 
 
-def write_bases(folder: Path) -> dict[str, bytes]:
-    """The bytes of every base, by name.
+def write_bases(folder: Path, names: Iterable[str] = tuple(BASES)) -> dict[str, bytes]:
+    """The bytes of bases, by name.
 
     Args:
         folder: for temporary files.
+        names: which.
     """
     found = {}
-    for name, write in BASES.items():
+    for name, write in ((name, BASES[name]) for name in names):
         path = folder / f"{name.replace(' ', '-')}.h5"
         write(path)
         found[name] = path.read_bytes()

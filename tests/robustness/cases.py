@@ -48,7 +48,8 @@ class Cases:
     def __init__(self, seed: int, bases: Mapping[str, bytes]) -> None:
         self._seed = seed
         self._bases = bases
-        self._hand_made = [(name, base) for base in HAND_MADE_BASES for name in HOSTILE]
+        self._hand_made = [(name, base) for base in HAND_MADE_BASES if base in bases for name in HOSTILE]
+        self._weights = {base: weight for base, weight in _WEIGHTS.items() if base in bases}
 
     @property
     def hand_made(self) -> int:
@@ -72,7 +73,8 @@ class Cases:
             return Case(number=number, kind="hand-made", base=base, name=name)
         wave = np.random.default_rng([self._seed, number])
         kind = str(wave.choice(list(_KINDS), p=list(_KINDS.values())))
-        base = str(wave.choice(list(_WEIGHTS), p=list(_WEIGHTS.values())))
+        weights = np.array(list(self._weights.values()))
+        base = str(wave.choice(list(self._weights), p=weights / weights.sum()))
         if kind == "metadata" and base == "HDF5 1.6":
             kind = "bytes"  # there are no checksums to be made right again
         name = self._mutate(kind, base, wave, path)

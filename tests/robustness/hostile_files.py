@@ -254,13 +254,13 @@ def a_million_layers(file: h5py.File) -> None:
 @_hostile("problem", "matrices that break it, the first at seed 0")
 def many_layers(file: h5py.File) -> None:
     """The same number everywhere."""
-    _stretched(file, "gpt", "layer", 5_000)
+    _stretched(file, "gpt", "layer", 1_000)
     sealed(file)
 
 
 @_hostile("problem", "matrices that break it, the first at seed 0")
 def many_heads(file: h5py.File) -> None:
-    _stretched(file, "gpt", "head", 5_000)
+    _stretched(file, "gpt", "head", 1_000)
     sealed(file)
 
 

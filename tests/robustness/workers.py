@@ -64,6 +64,7 @@ def fuzz(
     *,
     seed: int,
     bases: Mapping[str, bytes],
+    groups: Sequence[Sequence[str]] = GROUPS,
     workers: int = 1,
     keep: Path | None = None,
 ) -> Iterator[Report]:
@@ -73,7 +74,8 @@ def fuzz(
         numbers: of the files.
         seed: of the run.
         bases: bytes of finished files by name.
-        workers: processes at a time.
+        groups: names of robustness.targets.TARGETS; those of one group share a process.
+        workers: files at a time.
         keep: folder for files that something failed on; None keeps none.
 
     Yields:
@@ -94,7 +96,7 @@ def fuzz(
 
     with tempfile.TemporaryDirectory(prefix="rankkit-fuzz-") as place, ThreadPoolExecutor(workers) as pool:
         crews = [
-            [_Worker(Path(place) / f"{number}-{part}", seed, bases, group) for part, group in enumerate(GROUPS)]
+            [_Worker(Path(place) / f"{number}-{part}", seed, bases, group) for part, group in enumerate(groups)]
             for number in range(workers)
         ]
         for crew in crews:
@@ -195,15 +197,16 @@ def _work(pipe: Connection, folder: Path, seed: int, bases: Mapping[str, bytes],
         write_outside(folder)
         (folder / PARTNER).write_bytes(bases["partner"])
         cases, watch, path = Cases(seed, bases), Watch(folder), folder / "case.h5"
+        whole = bases["partner"]
         for name in names:  # what is imported late is imported before anything is watched
-            path.write_bytes(bases["small"])
+            path.write_bytes(whole)
             TARGETS[name](path, folder)
         pipe.send("ready")
         crowded = _memory("VmRSS") + _ROOM
         while True:
             case = cases.make(pipe.recv(), path)
             endings, failures, slowest = {}, [], 0.0
-            _settle(crowded)
+            crowded = _settled(crowded)
             for name in names:
                 pipe.send((case, name))
                 faulthandler.dump_traceback_later(SECONDS_LIMIT - 1, file=log)
@@ -228,12 +231,21 @@ def _confine(folder: Path) -> None:
     warnings.simplefilter("error")
 
 
-def _settle(crowded: int) -> None:
-    """Give back what making the file took, and let Linux begin its mark of the most memory anew (man 5 proc)."""
+def _settled(crowded: int) -> int:
+    """Give back what making the file took, and let Linux begin its mark of the most memory anew (man 5 proc).
+
+    Args:
+        crowded: bytes from which on there is something to give back.
+
+    Returns:
+        The same for the next file; what cannot be given back is not tried again.
+    """
     if _memory("VmRSS") > crowded:
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
+        crowded = max(crowded, _memory("VmRSS") + _ROOM)
     Path("/proc/self/clear_refs").write_text("5")
+    return crowded
 
 
 def _memory(which: str) -> int:

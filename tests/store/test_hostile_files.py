@@ -61,7 +61,9 @@ def test_a_foreign_hdf5_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
     with h5py.File(path, "w") as file:
         file["x"] = np.arange(3)
-    refused(path, "must have a superblock of version 2 or 3, got 0. rankkit leaves no such file: .* from another program")
+    refused(
+        path, "must have a superblock of version 2 or 3, got 0. rankkit leaves no such file: .* from another program"
+    )
 
 
 def change_root(path: Path, **attributes: Any) -> None:
