@@ -39,7 +39,7 @@ INDEX = {"seed": 0, "step": 0, "region": 0, "applied_mask": 0, "layer": 0}
 
 
 def only_old_file(path: Path) -> bool:
-    return path.read_text() == "old" and [entry.name for entry in path.parent.iterdir()] == [path.name]
+    return path.read_bytes() == b"old" and [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
 @pytest.fixture
