@@ -4,7 +4,7 @@
 #   make test     every check and every test
 #   make check    format, lint, types, import contracts
 #   make bench    benchmarks, each a ratio within one run
-#   make faults   kills, full and broken disks at every system call of training and exports: 40 minutes on two cores
+#   make faults   kills, full and broken disks at every system call of training and exports: half an hour on two cores
 #   make fuzz     20,000 mutated and hand-made hostile files against everything that reads one: 40 minutes on two cores
 #   make page     the tables of rankkit/store/README.md, from the schema and the measures
 #

@@ -77,8 +77,8 @@ WORKLOADS: Final[dict[str, Callable[[str, Path], Workload]]] = {
     "train-pair --force": lambda name, inputs: TrainOver(name=name, inputs=inputs),
     "train-pair, figures": lambda name, inputs: TrainFigures(name=name, inputs=inputs, pictures=True, at_most=24),
     "train-pair --workers 2": lambda name, inputs: Train(name=name, inputs=inputs, fresh=True, at_most=24),
-    "spectrum": lambda name, inputs: Spectrum(name=name, inputs=inputs, most_writes=80),
-    "spectrum --force": lambda name, inputs: SpectrumOver(name=name, inputs=inputs, most_writes=40),
+    "spectrum": lambda name, inputs: Spectrum(name=name, inputs=inputs, most_writes=50),
+    "spectrum --force": lambda name, inputs: SpectrumOver(name=name, inputs=inputs, most_writes=30),
     "merge": lambda name, inputs: Making(name=name, inputs=inputs, command=_MERGE, file=FILE, most_writes=20),
     "merge --force": lambda name, inputs: Making(
         name=name, inputs=inputs, command=_MERGE, file=FILE, over=True, most_writes=20

@@ -23,6 +23,10 @@ class Train(Workload):
             "--workers", "2" if self.fresh else "1", "--device", "cpu", "--quiet",
         ]  # fmt: skip
 
+    def is_repeated(self, call: Call) -> bool:
+        """Every arm and seed does the same."""
+        return "/seed-" in call.path and not call.path.startswith("run/gpt/seed-0")
+
     def again(self, place: Path) -> list[str] | None:
         if not (place / "run").exists():
             return self.arguments()

@@ -85,6 +85,10 @@ class Workload(ABC):
         """Run a command of it."""
         return injector.run(arguments, fault, log=log, fresh=self.fresh, pictures=self.pictures)
 
+    def is_repeated(self, call: Call) -> bool:
+        """Whether a call is one of many alike, at which it is only killed."""
+        return False
+
     def disturbed(self) -> list[Call]:
         """The calls at which it is disturbed."""
         writes = [call for call in self.calls if call.kind == "write"]

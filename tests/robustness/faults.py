@@ -49,13 +49,17 @@ _BY_CALL: Final = {
     "other": ("kill", "EIO"),
 }
 """How each kind of call fails on real machines."""
-_MOMENTS: Final = 30  # random kills of each workload
+_MOMENTS: Final = 20  # random kills of each workload
 _SUBREAPER: Final = 36  # PR_SET_CHILD_SUBREAPER
 
 
 def faults_of(workload: Workload, seed: int) -> list[tuple[Fault, str]]:
     """Every fault of a workload: each call in turn in every way, and random moments."""
-    at_calls = [(Fault(kind, call.number), call.kind) for call in workload.disturbed() for kind in _BY_CALL[call.kind]]
+    at_calls = [
+        (Fault(kind, call.number), call.kind)
+        for call in workload.disturbed()
+        for kind in (("kill",) if workload.is_repeated(call) else _BY_CALL[call.kind])
+    ]
     if workload.fresh:
         at_calls += [(Fault("die", call.number), call.kind) for call in workload.disturbed()]
     dice = random.Random(f"{seed} {workload.name}")
