@@ -20,7 +20,7 @@ from robustness.workers import GROUPS, Report, fuzz
 
 SMALL_BASES = ("schema 1.0", "estimated", "half", "partner")
 QUICK = ("inspect --verify", "open_spectra", "export --to csv")  # `make fuzz` runs all of them, and merges
-MUTATED = 60
+MUTATED = 40
 SEED = 1
 
 
