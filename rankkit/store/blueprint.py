@@ -15,10 +15,12 @@ import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
 from rankkit.errors import SpectrumFileError
+from rankkit.store.claims import Claims
 from rankkit.store.cursor import UNDEFINED, Cursor, Odd
 from rankkit.store.dense import Of, dense_messages
 from rankkit.store.messages import (
@@ -40,13 +42,20 @@ from rankkit.store.messages import (
 )
 from rankkit.store.texts import TextHeaps
 
-__all__ = ["Entry", "Fact", "blueprint_of"]
+__all__ = ["LONGEST_TEXT", "Entry", "Fact", "blueprint_of"]
+
+LONGEST_TEXT: Final = 1 << 16
+"""Bytes of one attribute; the longest that we write has 16384. Of a longer one a byte more is kept, to tell."""
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _SUPERBLOCK_BYTES, _CHECKSUM = 48, 4
 _OBJECTS_LIMIT = 10_000  # groups and datasets in one file; two arms with all baselines and brackets hold 2000
 _DEPTH_LIMIT = 8  # groups inside groups; ours reach 3
-_AXES, _TEXT_BYTES = "DIMENSION_LIST", 16
+_FACTS_LIMIT = 200_000  # attributes in one file; ours have about ten for each of its entries
+_TEXT_LIMIT = 16 << 20  # bytes of all their names and texts, many of which may lie at one place
+_IN_HEADER_LIMIT = 1000  # attributes in the header of one entry; more than 8 go elsewhere
+_LABELS_LIMIT = 8  # of one axis; ours have one
+_TEXTS_LIMIT = 100_000  # in one variable
 _DEFLATE, _FLETCHER = 1, 3
 
 
@@ -61,7 +70,7 @@ class Fact:
     shape: tuple[int, ...]
     """Of its value."""
     text: bytes
-    """Its value, where it is a text; the first, where it has several."""
+    """Its value, where it is a text; the first, where it has several; cut after LONGEST_TEXT + 1 bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +134,11 @@ class _Blueprint:
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
-        self._claims: list[tuple[int, int]] = []
-        self._heaps = TextHeaps(data, self._claim)
+        self._claims = Claims(len(data))
+        self._heaps = TextHeaps(data, self._claims.add)
         self._objects: dict[int, bool] = {}
         self._axes: list[tuple[str, int]] = []
+        self._facts_left, self._text_left = _FACTS_LIMIT, _TEXT_LIMIT
         self.at = "/"
 
     def entries(self) -> list[Entry]:
@@ -146,7 +156,7 @@ class _Blueprint:
             self._objects[address] = header.layout is not None
             if len(self._objects) > _OBJECTS_LIMIT or depth > _DEPTH_LIMIT:
                 raise Odd("be small", f"more than {_OBJECTS_LIMIT} objects or {_DEPTH_LIMIT} levels")
-            facts = tuple(self._facts(header))
+            facts = tuple(map(self._fact, self._attributes(header)))
             if header.layout is not None:
                 self._dataset(header)
                 found.append(Entry(self.at, facts, header.shape, header.kind, header.layout.chunk[:-1]))
@@ -158,18 +168,9 @@ class _Blueprint:
             self.at = path
             if not self._objects.get(address, False):
                 raise Odd("have its axes labelled by variables of the file", f"a label at {address}")
-        self._nothing_overlaps()
-        return found
-
-    def _claim(self, start: int, size: int) -> None:
-        self._claims.append((start, start + size))
-
-    def _nothing_overlaps(self) -> None:
         self.at = "/"
-        edges = np.array(sorted(self._claims), dtype=np.uint64)
-        broken = edges[1:, 0] < edges[:-1, 1]
-        if broken.any() or edges[-1, 1] > len(self._data):
-            raise Odd("hold every block at a place of its own", "two that overlap, or one past the end")
+        self._claims.check()
+        return found
 
     def _superblock(self) -> int:
         """Address of the root."""
@@ -180,7 +181,7 @@ class _Blueprint:
         end, root = cursor.number(8), cursor.number(8)
         if end > len(self._data):
             raise Odd("be whole", f"{len(self._data)} of {end} bytes: it is cut short")
-        self._claim(0, _SUPERBLOCK_BYTES)
+        self._claims.add(0, _SUPERBLOCK_BYTES)
         return root
 
     def _header(self, address: int) -> _Header:
@@ -192,7 +193,7 @@ class _Blueprint:
             raise Odd("have a plain header", f"flags {flags}")
         cursor.skip(16 if flags & 0x20 else 0)
         size = cursor.number(1 << (flags & 3))
-        self._claim(address, cursor.place + size + _CHECKSUM - address)
+        self._claims.add(address, cursor.place + size + _CHECKSUM - address)
         header, parts = _Header(), [Cursor(self._data, cursor.place, cursor.place + size)]
         while parts:
             for name, body in self._messages(parts.pop(), 6 if flags & 4 else 4):
@@ -215,14 +216,14 @@ class _Blueprint:
         body.end("continuation")
         if size < 4 + _CHECKSUM:
             raise Odd("have a header that goes on", f"in {size} bytes")
-        self._claim(start, size)
+        self._claims.add(start, size)
         cursor = Cursor(self._data, start, start + size - _CHECKSUM)
         cursor.expect(b"OCHK", "a header that goes on with")
         return cursor
 
     def _dense(self, place: Dense | None, of: Of) -> Iterator[Cursor]:
         if place is not None and place.heap != UNDEFINED:
-            yield from dense_messages(self._data, place.heap, place.trees, of, self._claim)
+            yield from dense_messages(self._data, place.heap, place.trees, of, self._claims.add)
 
     def _group(self, header: _Header) -> list[Link]:
         if header.dense_links is None:
@@ -232,21 +233,30 @@ class _Blueprint:
             raise Odd("have different names", "one twice")
         return found
 
-    def _facts(self, header: _Header) -> Iterator[Fact]:
-        """Attributes, whose values may point into text heaps, or at the scales of axes."""
-        dense = (read_attribute(cursor) for cursor in self._dense(header.dense_attributes, "attributes"))
-        for attribute in (*header.attributes, *dense):
-            text, kind = b"", attribute.kind
-            pieces = list(self._heaps.check(attribute.place, attribute.count, kind.unit)) if kind.unit else []
-            if kind.family == "references":
-                for start, size in pieces:
+    def _attributes(self, header: _Header) -> Iterator[Attribute]:
+        yield from header.attributes
+        for cursor in self._dense(header.dense_attributes, "attributes"):
+            yield read_attribute(cursor)
+
+    def _fact(self, attribute: Attribute) -> Fact:
+        """What is kept of an attribute, whose value may point into text heaps or at the scales of axes."""
+        text, kind = b"", attribute.kind
+        if kind.family == "fixed text":
+            text = self._data[attribute.place : attribute.place + kind.size]
+        elif kind.unit:
+            for start, size in self._heaps.check(attribute.place, attribute.count, kind.unit):
+                if kind.family == "text":
+                    text = text or self._data[start : start + min(size, LONGEST_TEXT + 1)]
+                elif size > _LABELS_LIMIT * kind.unit:
+                    raise Odd("have few labels for each axis", size // kind.unit)
+                else:
                     found = np.frombuffer(self._data[start : start + size], dtype="<u8")
                     self._axes += [(self.at, int(address)) for address in found]
-            elif pieces:
-                text = self._data[pieces[0][0] : sum(pieces[0])]
-            elif kind.family == "fixed text":
-                text = self._data[attribute.place : attribute.place + kind.size]
-            yield Fact(attribute.name, kind, attribute.shape, text)
+        self._facts_left -= 1
+        self._text_left -= len(attribute.name) + len(text)
+        if self._facts_left < 0 or self._text_left < 0:
+            raise Odd(f"have at most {_FACTS_LIMIT} attributes, of {_TEXT_LIMIT} bytes of text", "more")
+        return Fact(attribute.name, kind, attribute.shape, text)
 
     def _dataset(self, header: _Header) -> None:
         """Type, shape, fill value and filters must fit, and the data lie where it can be read."""
@@ -270,8 +280,10 @@ class _Blueprint:
             )
         if layout.address == UNDEFINED:
             return
-        Cursor(self._data, layout.address, layout.address + layout.size)
-        self._claim(layout.address, layout.size)
+        if kind.family == "text" and count > _TEXTS_LIMIT:
+            raise Odd(f"hold at most {_TEXTS_LIMIT} plain labels", count)
+        if layout.size:
+            self._claims.add(layout.address, layout.size)
         if kind.family == "text":
             for _ in self._heaps.check(layout.address, count, kind.unit):
                 pass
@@ -304,14 +316,12 @@ class _Blueprint:
             free |= (skipped[place] == 0) if number == _DEFLATE else free
         if (~free & (chunks["size"] != exact)).any():
             raise Odd("have chunks of their size", "another size")
-        starts, sizes = chunks["address"].tolist(), chunks["size"].tolist()
-        for start, size in zip(starts, sizes, strict=True):
-            self._claim(start, size)
+        self._claims.add_data(chunks["address"], chunks["size"])
 
     def _fixed_array(self, layout: Layout, count: int, full: int, filters: tuple[int, ...]) -> np.ndarray:
         """Address, size and mask of every chunk, those that are not there at UNDEFINED."""
         cursor = Cursor(self._data, layout.address, layout.address + 24)
-        self._claim(layout.address, 24 + _CHECKSUM)
+        self._claims.add(layout.address, 24 + _CHECKSUM)
         client = int(bool(filters))
         cursor.expect(b"FAHD\0" + bytes([client]), "an array of chunks that begins with")
         width = 1 + ((full.bit_length() - 1) + 8) // 8 if filters else 0
@@ -329,7 +339,7 @@ class _Blueprint:
         pages = -(-count // page) if count > page else 0
         before = 14 + -(-pages // 8)
         size = before + _CHECKSUM + count * entry + _CHECKSUM * pages
-        self._claim(address, size)
+        self._claims.add(address, size)
         cursor = Cursor(self._data, address, address + size)
         cursor.expect(b"FADB\0" + bytes([client]) + header.to_bytes(8, "little"), "a list of chunks that begins with")
         if not pages:
@@ -344,7 +354,7 @@ class _Blueprint:
         return b"".join(found)
 
 
-_ENTRY = np.dtype([("address", "<u8"), ("size", "<i8"), ("mask", "<u4")])
+_ENTRY = np.dtype([("address", "<u8"), ("size", "<u8"), ("mask", "<u4")])
 
 
 def _entries(stored: bytes, entry: int, full: int) -> np.ndarray:
@@ -356,7 +366,7 @@ def _entries(stored: bytes, entry: int, full: int) -> np.ndarray:
     if entry > 8:
         sizes = np.zeros((len(rows), 8), dtype=np.uint8)
         sizes[:, : entry - 12] = rows[:, 8 : entry - 4]
-        found["size"] = sizes.view("<i8")[:, 0]
+        found["size"] = sizes.view("<u8")[:, 0]
         found["mask"] = np.ascontiguousarray(rows[:, entry - 4 :]).view("<u4")[:, 0]
     return found
 
@@ -366,8 +376,12 @@ def _note(header: _Header, name: str, body: Cursor) -> None:
     match name:
         case "link":
             header.links.append(read_link(body))
+            if len(header.links) > _OBJECTS_LIMIT:
+                raise Odd("be small", f"more than {_OBJECTS_LIMIT} objects")
         case "attribute":
             header.attributes.append(read_attribute(body))
+            if len(header.attributes) > _IN_HEADER_LIMIT:
+                raise Odd(f"have at most {_IN_HEADER_LIMIT} attributes in its header", "more")
         case "group":
             read_group(body)
         case "external":

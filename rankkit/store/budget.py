@@ -15,7 +15,7 @@ from typing import Final
 
 from rankkit.axes import SPECTRUM_AXES
 from rankkit.errors import SpectrumFileError
-from rankkit.store.blueprint import Entry, Fact
+from rankkit.store.blueprint import LONGEST_TEXT, Entry, Fact
 from rankkit.store.schema import AXIS_VARIABLES, COMPARISON, FUNCTIONAL
 
 __all__ = ["check_budget"]
@@ -34,8 +34,6 @@ _DATA_TYPES = {"<f8", "<f4", "<i8", "<i4", "<i1"}
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _ATTRIBUTES_LIMIT = 200  # of one group or variable; ours have about 20
 _NUMBERS_LIMIT = 1024  # in one attribute of a variable, such as its codes; groups have single values
-_TEXT_LIMIT = 1 << 16  # bytes of one attribute; the longest that we write has 16384
-_TEXTS_LIMIT = 16 << 20  # bytes of all attributes together
 _BOOKKEEPING = {"CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST", "_Netcdf4Dimid", "_Netcdf4Coordinates"}
 _BOOKKEEPING_NUMBERS = 64  # an HDF5 dataset has at most 32 axes
 _SCALE = b"DIMENSION_SCALE"  # of another class HDF5 2.0.0 frees something twice, and the process ends
@@ -51,7 +49,6 @@ class _Asked:
     declared: int = 0
     chunks: int = 0
     labels: int = 0
-    texts: int = 0
     whole: int = 0
 
     def refuse(self, name: str, must: str, found: object) -> SpectrumFileError:
@@ -97,8 +94,8 @@ class _Asked:
             if found > most:
                 raise self.refuse(path, "hold what it declares", f"{found} {what} in a file of {self.size}")
 
-    def add_attributes(self, entry: Entry) -> None:
-        """Look at the attributes of a group or variable, and count their texts."""
+    def check_attributes(self, entry: Entry) -> None:
+        """Look at the attributes of a group or variable."""
         if len(entry.facts) > _ATTRIBUTES_LIMIT:
             raise self.refuse(entry.path, f"have at most {_ATTRIBUTES_LIMIT} attributes", len(entry.facts))
         for fact in entry.facts:
@@ -108,8 +105,6 @@ class _Asked:
                 self._check_bookkeeping(entry, fact)
             else:
                 self._check_value(entry, fact)
-        if self.texts > _TEXTS_LIMIT:
-            raise self.refuse("attributes", "be small together", f"more than {_TEXTS_LIMIT} bytes")
 
     def _check_value(self, entry: Entry, fact: Fact) -> None:
         what = f"attribute {fact.name!r}"
@@ -119,13 +114,12 @@ class _Asked:
         most = _NUMBERS_LIMIT if entry.shape is not None and not text else 1
         if len(fact.shape) > (most > 1) or math.prod(fact.shape) > most:
             raise self.refuse(f"{entry.path}: {what}", "be small", f"shape {fact.shape}")
-        if len(fact.text) > _TEXT_LIMIT:
-            raise self.refuse(f"{entry.path}: {what}", "be small", f"{len(fact.text)} characters")
+        if len(fact.text) > LONGEST_TEXT:
+            raise self.refuse(f"{entry.path}: {what}", "be small", f"more than {LONGEST_TEXT} bytes")
         try:
             fact.text.decode("utf-8")
         except UnicodeDecodeError:
             raise self.refuse(f"{entry.path}: {what}", "be UTF-8", f"{fact.text[:40]!r}") from None
-        self.texts += len(fact.text)
 
     def _check_bookkeeping(self, entry: Entry, fact: Fact) -> None:
         """What dimension scales and netCDF-4 keep for themselves.
@@ -170,7 +164,7 @@ def check_budget(path: Path, entries: Iterable[Entry], *, size: int, limit: int)
         parent, _, name = entry.path.rpartition("/")
         if name and not _NAME.fullmatch(name):
             raise asked.refuse(parent or "/", "have plain names", f"{name[:40]!r}")
-        asked.add_attributes(entry)
+        asked.check_attributes(entry)
         if parent != group:
             asked.whole, group = 0, parent
         if entry.shape is None:

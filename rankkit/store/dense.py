@@ -27,7 +27,6 @@ _MANAGED = 4096  # bytes of the largest thing inside a block
 _NODE = 512  # bytes of a node of a tree
 _NODE_OVERHEAD = 10  # signature, version, type and checksum
 _DEPTH_LIMIT = 3  # of a tree: 25 000 links lie in depth 2
-_THINGS_LIMIT = 100_000  # in one heap
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +39,8 @@ class _Form:
     """Bytes of a heap's first block."""
     heap_bits: int
     """Of an offset in the heap."""
+    most: int
+    """How many there may be in one heap."""
     facts: int
     """Bytes after the place that both indexes have: flags and order of creation."""
     trees: tuple[tuple[int, int, int], tuple[int, int, int]]
@@ -47,8 +48,8 @@ class _Form:
 
 
 _FORMS: Final[dict[Of, _Form]] = {
-    "links": _Form(7, 512, 32, 0, ((5, 11, 4), (6, 15, 8))),
-    "attributes": _Form(8, 1024, 40, 5, ((8, 17, 0), (9, 13, 0))),
+    "links": _Form(7, 512, 32, 10_000, 0, ((5, 11, 4), (6, 15, 8))),
+    "attributes": _Form(8, 1024, 40, 1000, 5, ((8, 17, 0), (9, 13, 0))),
 }
 
 
@@ -71,7 +72,7 @@ def dense_messages(
     blocks = _Heap(data, heap, form, claim)
     found: list[set[bytes]] = []
     for address, (kind, size, place) in zip(trees, form.trees, strict=False):
-        records = list(_records(data, address, kind, size, claim))
+        records = list(_records(data, address, kind, size, form.most, claim))
         found.append({record[place : place + form.id_size + form.facts] for record in records})
         if len(found[-1]) != len(records):
             raise Odd(f"list its {of} once", "one twice")
@@ -141,6 +142,8 @@ class _Heap:
             raise Odd("have everything inside the heap's blocks", f"a place of kind {identifier[0]}")
         middle = 1 + self._offset_bytes
         offset, length = (int.from_bytes(part, "little") for part in (identifier[1:middle], identifier[middle:]))
+        if length > _MANAGED:
+            raise Odd(f"have things in the heap of at most {_MANAGED} bytes", length)
         for block in self._blocks:
             if block.offset + self._block_header <= offset and offset + length <= block.offset + block.size:
                 start = block.address + offset - block.offset
@@ -168,7 +171,7 @@ def _check_header(cursor: Cursor, form: _Form) -> int:
     return checked
 
 
-def _records(data: bytes | mmap.mmap, address: int, kind: int, size: int, claim: Claim) -> Iterator[bytes]:
+def _records(data: bytes | mmap.mmap, address: int, kind: int, size: int, most: int, claim: Claim) -> Iterator[bytes]:
     """The records of a tree."""
     cursor = Cursor(data, address, address + 34)
     claim(address, 34 + _CHECKSUM)
@@ -178,8 +181,8 @@ def _records(data: bytes | mmap.mmap, address: int, kind: int, size: int, claim:
     depth = cursor.one_of(2, range(_DEPTH_LIMIT + 1), "a depth of")
     cursor.expect(bytes([100, 40]), "limits of nodes")
     root, count, total = cursor.number(8), cursor.number(2), cursor.number(8)
-    if total > _THINGS_LIMIT:
-        raise Odd(f"list at most {_THINGS_LIMIT} entries", total)
+    if total > most:
+        raise Odd("be small", f"more than {most} things in one place: {total}")
     records = list(_Tree(data, kind, size, claim).node(root, count, depth)) if total else []
     if len(records) != total:
         raise Odd("list as many entries as it says", f"{len(records)} of {total}")

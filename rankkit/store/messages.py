@@ -73,6 +73,7 @@ _CLASSES = {
     0: "whole numbers", 1: "floats", 3: "text of fixed length", 4: "bits", 5: "opaque bytes", 6: "compound", 7: "references",
     8: "named codes", 9: "lists or text", 10: "arrays", 11: "complex numbers",
 }  # fmt: skip
+_PAGE_BITS = 10  # of a list of chunks: HDF5's own choice
 _SHUFFLE, _DEFLATE, _FLETCHER = 2, 1, 3
 
 
@@ -334,6 +335,6 @@ def _chunked(cursor: Cursor, chunk: tuple[int, ...], *, filtered: bool) -> Layou
         size, mask = (cursor.number(8), cursor.number(4)) if filtered else (0, 0)
         return Layout("one chunk", cursor.number(8), size, mask, chunk)
     if index == 3 and not filtered:
-        bits = cursor.number(1)
+        bits = cursor.one_of(1, (_PAGE_BITS,), "pages of bits")
         return Layout("fixed array", cursor.number(8), chunk=chunk, page_bits=bits)
     raise Odd("have its chunks in a fixed array", f"index {index}")

@@ -12,6 +12,7 @@ __all__ = ["TextHeaps"]
 _POINTER = 16  # bytes: length, address of the heap, number in the heap
 _HEADER = 16  # bytes, of a heap and of everything in it
 _SMALLEST = 4096  # bytes
+_TEXTS_LIMIT = 1_000_000  # in all heaps; ours have some ten thousand
 
 
 class TextHeaps:
@@ -30,6 +31,7 @@ class TextHeaps:
     def __init__(self, data: bytes | mmap.mmap, claim: Callable[[int, int], None]) -> None:
         self._data = data
         self._claim = claim
+        self._left = _TEXTS_LIMIT
         self._heaps: dict[int, dict[int, tuple[int, int]]] = {}
 
     def check(self, place: int, count: int, unit: int) -> Iterator[tuple[int, int]]:
@@ -53,6 +55,9 @@ class TextHeaps:
                 continue
             if address not in self._heaps:
                 self._heaps[address] = dict(self._objects(address))
+                self._left -= len(self._heaps[address])
+                if self._left < 0:
+                    raise Odd(f"have at most {_TEXTS_LIMIT} texts", "more")
             start, size = self._heaps[address].get(number, (0, -1))
             if size != length * unit:
                 raise Odd("have its texts in whole heaps", f"{size} bytes for {length} of {unit}")

@@ -3,6 +3,7 @@
     python -m robustness.fuzz --files 20000 --seed 0 --out build/fuzz.json      (in tests/)
     python -m robustness.fuzz --only 1234                                       one file of that run, with what is said
     python -m robustness.fuzz --only 1234 --write hostile.h5                    the file itself
+    python -m robustness.fuzz --combine a.json b.json --out build/fuzz.json     parts of a run (--first 10000 --files 10000)
 
 Every file ends in success or in one clear error; the process does not die, hang, take more than 512 MiB or open another
 file. The exit code is 1 where one did. Needs Linux.
@@ -29,7 +30,7 @@ import h5py
 from robustness.cases import Cases
 from robustness.workers import GROUPS, MEMORY_LIMIT, SECONDS_LIMIT, Report, fuzz
 
-__all__ = ["main", "summary"]
+__all__ = ["combined", "main", "summary"]
 
 _PACKAGES = ("rankkit", "h5py", "numpy", "xarray", "pyarrow", "torch")
 _TOLD_EVERY = 250  # files
@@ -73,6 +74,34 @@ def summary(reports: Iterable[Report], *, seed: int, seconds: float) -> dict[str
     }
 
 
+def combined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One summary of several, of different files.
+
+    Args:
+        parts: from `summary`.
+    """
+    files = {"total": sum(part["files"]["total"] for part in parts)}
+    last = max(parts, key=lambda part: part["date"])
+    return {
+        **last,
+        "seeds": sorted({seed for part in parts for seed in part["seeds"]}),
+        "files": {**files, "by_kind": _sums([part["files"]["by_kind"] for part in parts])},
+        "outcomes": {target: _sums([part["outcomes"][target] for part in parts]) for target in last["outcomes"]},
+        "hand_made": {name: ends for part in parts for name, ends in part["hand_made"].items()},
+        "failures": [failure for part in parts for failure in part["failures"]],
+        "peak_memory_bytes": max((part["peak_memory_bytes"] for part in parts), key=lambda peak: peak["found"]),
+        "slowest": max((part["slowest"] for part in parts), key=lambda slow: slow["seconds"]),
+        "duration_seconds": sum(part["duration_seconds"] for part in parts),
+    }
+
+
+def _sums(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for one in counts:
+        total.update(one)
+    return dict(sorted(total.items()))
+
+
 def _versions() -> dict[str, str]:
     packages = {name: version(name) for name in _PACKAGES}
     return {**packages, "HDF5": h5py.version.hdf5_version, "Python": platform.python_version()}
@@ -83,6 +112,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from robustness.bases import write_bases  # not above: worker processes import this module, and do without torch
 
     options = _parser().parse_args(arguments)
+    if options.combine:
+        found = combined([json.loads(part.read_text(encoding="utf-8")) for part in options.combine])
+        options.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        return 1 if found["failures"] else 0
     with tempfile.TemporaryDirectory() as folder:
         bases = write_bases(Path(folder))
     if options.only is not None:
@@ -95,6 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         bases=bases,
         workers=options.workers,
         keep=options.out.parent / "fuzz",
+        pause=options.pause_while,
     ):
         reports.append(report)
         _tell(report, len(reports), options.files, begun)
@@ -114,6 +148,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of all mutations (0)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (one per core)")
     parser.add_argument("--out", type=Path, default=Path("build/fuzz.json"), help="the summary (build/fuzz.json)")
+    parser.add_argument("--pause-while", type=Path, help="begin no file while this one exists")
+    parser.add_argument("--combine", type=Path, nargs="+", help="summaries to put together; nothing is run")
     parser.add_argument("--only", type=int, help="number of a single file")
     parser.add_argument("--write", type=Path, help="with --only: write the file and do nothing else")
     return parser

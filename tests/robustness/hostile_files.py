@@ -15,6 +15,7 @@ from typing import Any, Literal
 import h5py
 import numpy as np
 from robustness.edits import sealed
+from robustness.metadata import blocks_in, reseal
 from robustness.outside import OUTSIDE_BYTES, OUTSIDE_FILE
 
 from rankkit.store.chunks import fletcher32
@@ -168,7 +169,7 @@ def deep_groups(file: h5py.File) -> None:
     file.create_group("/".join("abcdefghij"))
 
 
-@_hostile("refused", "must be small, got more than 10000 objects or 8 levels")
+@_hostile("refused", "must be small, got more than 10000 things in one place: 10001")
 def many_groups(file: h5py.File) -> None:
     group = file.create_group("many")
     for number in range(10_001):
@@ -287,18 +288,18 @@ def large_attribute(file: h5py.File) -> None:
     file["gpt"].attrs["other"] = np.zeros(7000)
 
 
-@_hostile("refused", "attribute 'other' must be small, got 100000 characters")
+@_hostile("refused", "attribute 'other' must be small, got more than 65536 bytes")
 def huge_attribute(file: h5py.File) -> None:
     file["gpt"].attrs["other"] = "x" * 100_000
 
 
 @_hostile("refused", "must have at most 200 attributes, got")
 def many_attributes(file: h5py.File) -> None:
-    for number in range(2000):
+    for number in range(500):
         file["gpt"].attrs[f"a{number}"] = number
 
 
-@_hostile("refused", "attributes must be small together")
+@_hostile("refused", "must have at most 200000 attributes, of 16777216 bytes of text")
 def much_text_in_attributes(file: h5py.File) -> None:
     for number in range(600):
         group = file.create_group(f"group{number}")
@@ -325,6 +326,17 @@ def heaps_inside_heaps(data: bytearray) -> bytearray:
     for place in range(0, size, len(unit)):
         block[place + 8 : place + 16] = max(4096, size - place).to_bytes(8, "little")
     return data + block
+
+
+@_hostile("refused", "must hold every block at a place of its own", of_bytes=True)
+def header_that_goes_on_in_itself(data: bytearray) -> bytearray:
+    """A block of an object's header, continued in the very same block."""
+    block = [block for block in blocks_in(bytes(data)) if block.kind == "OCHK" and block.stop - block.start >= 40][-1]
+    goes_on = b"\x10\x10\0\0" + block.start.to_bytes(8, "little") + (block.stop + 4 - block.start).to_bytes(8, "little")
+    data[block.start + 4 : block.start + 24] = goes_on
+    data[block.start + 24 : block.stop] = bytes(block.stop - block.start - 24)
+    reseal(data, block)
+    return data
 
 
 # Types that no version writes.

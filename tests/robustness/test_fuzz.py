@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from robustness.bases import write_bases
 from robustness.cases import Cases
-from robustness.fuzz import summary
+from robustness.fuzz import combined, summary
 from robustness.fuzz_table import fuzz_table
 from robustness.hostile_files import HOSTILE
 from robustness.metadata import blocks_in, lookup3, reseal
@@ -112,6 +112,11 @@ def test_a_summary_counts_what_happened_and_gives_a_table(reports: list[Report])
     for target in QUICK:
         assert sum(found["outcomes"][target].values()) == len(reports)
     assert 0 < found["peak_memory_bytes"]["found"] < found["peak_memory_bytes"]["limit"]
+    half = summary(reports[:60], seed=SEED, seconds=30), summary(reports[60:], seed=SEED, seconds=31.4)
+    both = combined(half)
+    assert {
+        key: both[key] for key in ("files", "outcomes", "hand_made", "failures", "peak_memory_bytes", "slowest")
+    } == {key: found[key] for key in ("files", "outcomes", "hand_made", "failures", "peak_memory_bytes", "slowest")}
     table = fuzz_table(found)
     assert table.count("\n| `") == len(TARGETS) == sum(map(len, GROUPS))
     assert f"{len(reports):,} files (" in table

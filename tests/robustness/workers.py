@@ -67,6 +67,7 @@ def fuzz(
     groups: Sequence[Sequence[str]] = GROUPS,
     workers: int = 1,
     keep: Path | None = None,
+    pause: Path | None = None,
 ) -> Iterator[Report]:
     """Run targets on files, in worker processes.
 
@@ -77,6 +78,7 @@ def fuzz(
         groups: names of robustness.targets.TARGETS; those of one group share a process.
         workers: files at a time.
         keep: folder for files that something failed on; None keeps none.
+        pause: no file is begun while this one exists.
 
     Yields:
         A report per file, in order.
@@ -85,6 +87,8 @@ def fuzz(
 
     def run(number: int) -> Report:
         crew = idle.get()
+        while pause is not None and pause.exists():
+            time.sleep(1)
         try:
             report = _united([worker.run(number) for worker in crew])
             if report.failures and keep is not None:
