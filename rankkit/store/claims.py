@@ -1,6 +1,6 @@
 """Which bytes of a file are spoken for.
 
-No two blocks may overlap: so nothing is read twice, whatever points at it, and reading takes no longer than the file is long.
+No two blocks may overlap: nothing is read twice, whatever points at it, so the file's length bounds what reading takes.
 """
 
 from __future__ import annotations
