@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rankkit.spectra import spectrum
     from rankkit.store.labelled import open_spectra
     from rankkit.studies import Monitor, compare_losses, functional_rank, load_model, measure_run, open_run, train_pair
-    from rankkit.studies.model_open import measure_model
+    from rankkit.studies.pretrained.opening import measure_model
     from rankkit.training import presets
 
 __all__ = [
@@ -62,7 +62,7 @@ _HOMES = {
     "compare_losses": "rankkit.studies",
     "functional_rank": "rankkit.studies",
     "load_model": "rankkit.studies",
-    "measure_model": "rankkit.studies.model_open",
+    "measure_model": "rankkit.studies.pretrained.opening",
     "measure_run": "rankkit.studies",
     "open_run": "rankkit.studies",
     "open_spectra": "rankkit.store.labelled",

@@ -15,7 +15,7 @@ from rankkit.data.evaluation import evaluation_sequences
 from rankkit.spectra import MatrixFreeConfig
 from rankkit.store import writer
 from rankkit.studies import MeasureConfig, Measured, Run, measure_run
-from rankkit.studies.measure import Progress
+from rankkit.studies.measuring.measure import Progress
 from rankkit.studies.verify import verify_file
 
 FEW = ("effective_rank", "mean_ipr")

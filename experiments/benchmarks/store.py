@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from rankkit.axes import REGIONS
 from rankkit.spectra import DEFAULT_MEASURES, MEASURES
 from rankkit.store import METHODS, SEQUENCES_PER_CHUNK, STATUSES, GroupLayout, MeasureDescription, Slab, SpectrumWriter
-from rankkit.store.hdf5 import h5py
+from rankkit.store.door.hdf5 import h5py
 
 ROUNDS = 5
 SEEDS, ARMS, MASKS = (0, 1, 2), ("gpt", "unilm"), ("own", "swapped")

@@ -22,8 +22,8 @@ from rankkit.cli.model_options import check_no_model_options, is_model, model_op
 
 if TYPE_CHECKING:
     from rankkit.studies.compared_side import Side
-    from rankkit.studies.measure_config import MeasureConfig
-    from rankkit.studies.model_source import ModelSource
+    from rankkit.studies.measuring.config import MeasureConfig
+    from rankkit.studies.pretrained.source import ModelSource
 
 __all__ = ["command"]
 
@@ -104,7 +104,7 @@ def _headline(known: list[str]) -> list[str]:
 
 
 def _configuration(options: dict[str, Any]) -> MeasureConfig:
-    from rankkit.studies.measure_config import MeasureConfig
+    from rankkit.studies.measuring.config import MeasureConfig
 
     return MeasureConfig(
         samples=options["samples"],
@@ -144,7 +144,7 @@ def _opened(
         source = model_source(name, device, options) if is_model(target) else None
         found.append(_Target(name=name, group=group, source=source, device=device))
     if each_other:
-        from rankkit.studies.model_plan import SwapMask
+        from rankkit.studies.pretrained.plan import SwapMask
 
         masks = [_mask(target, config) for target in found]
         found = [
@@ -189,7 +189,7 @@ def _measure(
 ) -> None:
     from rankkit.cli.console import INTERRUPTED
     from rankkit.studies.drive import interruption
-    from rankkit.studies.measure import MeasurementInterruptedError, measure_attention
+    from rankkit.studies.measuring.measure import MeasurementInterruptedError, measure_attention
 
     plan = source.plan(config)
     output.note(f"{source.models.name}: {plan.matrices:,} matrices, into {path}")

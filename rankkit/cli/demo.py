@@ -27,8 +27,8 @@ def command(output: Output, seeds: str, out: str, force: bool, workers: int | No
     from rankkit.cli.spectrum import measure_and_report
     from rankkit.cli.train_pair import new_run, train_and_report
     from rankkit.studies.configure import run_config
-    from rankkit.studies.measure_config import MeasureConfig
-    from rankkit.studies.run_source import RunSource
+    from rankkit.studies.measuring.config import MeasureConfig
+    from rankkit.studies.measuring.run_source import RunSource
     from rankkit.training.environment import choose_device
 
     started = perf_counter()

@@ -12,7 +12,7 @@ import click
 from rankkit.cli.console import Output, command_line, common_options, examples, guarded
 
 if TYPE_CHECKING:
-    from rankkit.store.export import Exported, TableFormat
+    from rankkit.store.tables.export import Exported, TableFormat
 
 __all__ = ["command"]
 
@@ -87,8 +87,8 @@ def command(
     if seed is not None or step is not None:
         raise click.UsageError("--seed and --step choose a model: use them with --to huggingface, or --select.")
     from rankkit.files import RunDirectory
-    from rankkit.store.export import export_table
-    from rankkit.store.selection import read_terms
+    from rankkit.store.tables.export import export_table
+    from rankkit.store.tables.selection import read_terms
 
     path = RunDirectory(Path(file)).spectrum if Path(file).is_dir() else Path(file)
     place = Path(out) if out else path.with_name(f"{path.stem}{'' if table == 'matrices' else f'-{table}'}.{to}")
@@ -114,7 +114,7 @@ def _export_model(
 ) -> None:
     """The model of RUN/ARM."""
     from rankkit.files import RunDirectory
-    from rankkit.studies.hugging_face import export_model
+    from rankkit.studies.stock.export import export_model
 
     if out is None:
         raise click.UsageError("--out must name a folder for --to huggingface.")
@@ -136,7 +136,7 @@ def _export_model(
 
 
 def _as_dict(found: Exported, *, file: Path, to: str, table: str) -> dict[str, Any]:
-    from rankkit.store.export import column_facts
+    from rankkit.store.tables.export import column_facts
 
     return {
         "file": str(file),

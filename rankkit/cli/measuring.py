@@ -15,10 +15,10 @@ import click
 from rankkit.cli.console import INTERRUPTED, Output, command_line
 
 if TYPE_CHECKING:
-    from rankkit.studies.measure import Measured
-    from rankkit.studies.measure_config import MeasureConfig
-    from rankkit.studies.measure_plan import Plan
-    from rankkit.studies.source import Source
+    from rankkit.studies.measuring.config import MeasureConfig
+    from rankkit.studies.measuring.measure import Measured
+    from rankkit.studies.measuring.plan import Plan
+    from rankkit.studies.measuring.source import Source
 
 __all__ = ["figures_folder", "measure_and_report", "show_plan"]
 
@@ -28,7 +28,7 @@ SWAPPED_MASK: Final = "swapped_mask"
 
 def show_plan(source: Source, config: MeasureConfig, output: Output) -> None:
     """Sizes, methods and expected time; nothing is measured."""
-    from rankkit.studies.measure import check_kept, kept_bytes, plan_functional
+    from rankkit.studies.measuring.measure import check_kept, kept_bytes, plan_functional
 
     plan, cuts = source.plan(config), plan_functional(source, config)
     check_kept(plan, config)
@@ -64,9 +64,9 @@ def show_plan(source: Source, config: MeasureConfig, output: Output) -> None:
 def _expected_seconds(source: Source, config: MeasureConfig, plan: Plan) -> float:
     """Of the spectra, and of the cuts where those are asked for."""
     from rankkit.studies import functional_sweep
-    from rankkit.studies.measure import plan_functional
-    from rankkit.studies.measure_plan import expected_seconds
-    from rankkit.studies.run_source import RunSource
+    from rankkit.studies.measuring.measure import plan_functional
+    from rankkit.studies.measuring.plan import expected_seconds
+    from rankkit.studies.measuring.run_source import RunSource
 
     cuts, of_cuts = plan_functional(source, config), 0.0
     if cuts is not None and isinstance(source, RunSource):
@@ -83,8 +83,8 @@ def _size(count: int) -> str:
 
 
 def _warn_of_length(source: Source, plan: Plan, output: Output) -> None:
-    from rankkit.studies.model_source import ModelSource
-    from rankkit.studies.run_source import RunSource
+    from rankkit.studies.measuring.run_source import RunSource
+    from rankkit.studies.pretrained.source import ModelSource
 
     trained = None
     if isinstance(source, RunSource):
@@ -109,7 +109,7 @@ def measure_and_report(
     next_step: bool = True,
 ) -> dict[str, Any]:
     """Measure with progress, then show the decomposition and draw the figures; returns the same as plain values."""
-    from rankkit.studies.measure import check_kept, kept_bytes
+    from rankkit.studies.measuring.measure import check_kept, kept_bytes
 
     plan = source.plan(config)
     check_kept(plan, config)
@@ -168,7 +168,7 @@ def _measured(
 ) -> Measured:
     """Measure under a progress bar; an interruption says what is kept and how to go on."""
     from rankkit.studies.drive import interruption
-    from rankkit.studies.measure import MeasurementInterruptedError, measure_attention
+    from rankkit.studies.measuring.measure import MeasurementInterruptedError, measure_attention
 
     first = command_line(without=("--resume",))
     try:

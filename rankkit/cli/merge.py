@@ -12,7 +12,7 @@ import click
 from rankkit.cli.console import INTERRUPTED, Output, common_options, examples, guarded
 
 if TYPE_CHECKING:
-    from rankkit.studies.merge import Merged
+    from rankkit.studies.merging.merge import Merged
 
 __all__ = ["command"]
 
@@ -39,8 +39,8 @@ def command(output: Output, files: tuple[Path, ...], out: Path, force: bool) -> 
     by ";".
     """
     from rankkit.studies.drive import interruption
-    from rankkit.studies.measure_plan import MeasurementInterruptedError
-    from rankkit.studies.merge import merge
+    from rankkit.studies.measuring.plan import MeasurementInterruptedError
+    from rankkit.studies.merging.merge import merge
 
     try:
         with interruption() as request, output.progress(1) as advance:

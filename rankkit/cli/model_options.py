@@ -11,7 +11,7 @@ import click
 from rankkit.cli.console import names
 
 if TYPE_CHECKING:
-    from rankkit.studies.model_source import ModelSource
+    from rankkit.studies.pretrained.source import ModelSource
 
 __all__ = ["PREFIX", "check_no_model_options", "is_model", "model_options", "model_source", "take_model_options"]
 
@@ -89,10 +89,10 @@ def model_source(target: str, device: Any, options: Mapping[str, Any]) -> ModelS
     Raises:
         RankkitError: it cannot be found or loaded, or there is nothing for it to read.
     """
-    from rankkit.studies.model_open import Reading, open_model
-    from rankkit.studies.model_plan import SwapMask
-    from rankkit.studies.model_source import ModelSettings
-    from rankkit.studies.model_text import TokenPolicy
+    from rankkit.studies.pretrained.opening import Reading, open_model
+    from rankkit.studies.pretrained.plan import SwapMask
+    from rankkit.studies.pretrained.source import ModelSettings
+    from rankkit.studies.pretrained.text import TokenPolicy
 
     given = {name: value for name, value in options.items() if value}
     chosen = ("bos", "packing", "truncation", "padding_side", "text_key")

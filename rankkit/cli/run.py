@@ -28,9 +28,9 @@ from rankkit.cli.console import (
 if TYPE_CHECKING:
     import torch
 
-    from rankkit.studies.experiment import Experiment
-    from rankkit.studies.findings import Finding
-    from rankkit.studies.random_logits import RandomLogits
+    from rankkit.studies.experiments.experiment import Experiment
+    from rankkit.studies.experiments.findings import Finding
+    from rankkit.studies.experiments.random_logits import RandomLogits
 
 __all__ = ["command"]
 
@@ -61,7 +61,7 @@ def command(output: Output, experiment: str, out: str | None, force: bool, plan:
     there: the declaration, results.json, values.csv and figures. An expectation that is not reproduced is a result, and
     the exit code is 0.
     """
-    from rankkit.studies.experiment import load_experiment
+    from rankkit.studies.experiments.experiment import load_experiment
     from rankkit.training.environment import choose_device
 
     loaded = load_experiment(experiment)
@@ -73,8 +73,8 @@ def _random_logits(
     experiment: Experiment, folder: Path, output: Output, device: torch.device, *, force: bool, plan: bool
 ) -> None:
     from rankkit.studies.drive import interruption
-    from rankkit.studies.measure import MeasurementInterruptedError
-    from rankkit.studies.random_logits import expected_seconds, measure_random_logits
+    from rankkit.studies.experiments.random_logits import expected_seconds, measure_random_logits
+    from rankkit.studies.measuring.measure import MeasurementInterruptedError
 
     config = experiment.config
     if plan:

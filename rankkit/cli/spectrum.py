@@ -15,8 +15,8 @@ from rankkit.cli.model_options import check_no_model_options, is_model, model_op
 
 if TYPE_CHECKING:
     from rankkit.studies.functional import Scope
-    from rankkit.studies.measure_config import MeasureConfig
-    from rankkit.studies.source import Source
+    from rankkit.studies.measuring.config import MeasureConfig
+    from rankkit.studies.measuring.source import Source
 
 __all__ = ["command", "measure_and_report"]
 
@@ -132,10 +132,10 @@ def _opened(
     target: str, device: Any, mask: str | None, scale: float | None, about_models: dict[str, Any]
 ) -> Iterator[Source]:
     """The model, run, kept factors or arrays of that name."""
-    from rankkit.studies.array_source import ArrayMask, array_source
-    from rankkit.studies.kept_source import kept_source
+    from rankkit.studies.measuring.array_source import ArrayMask, array_source
+    from rankkit.studies.measuring.kept_source import kept_source
+    from rankkit.studies.measuring.run_source import RunSource
     from rankkit.studies.run import open_run
-    from rankkit.studies.run_source import RunSource
 
     if is_model(target):
         if mask is not None or scale is not None:
@@ -162,8 +162,8 @@ def _opened(
 
 
 def _default_output(source: Source, path: Path) -> Path:
-    from rankkit.studies.model_source import ModelSource
-    from rankkit.studies.run_source import RunSource
+    from rankkit.studies.measuring.run_source import RunSource
+    from rankkit.studies.pretrained.source import ModelSource
 
     if isinstance(source, RunSource):
         return source.run.directory.spectrum
@@ -192,7 +192,7 @@ def _configuration(
     from rankkit.axes import REGIONS
     from rankkit.spectra import DEFAULT_MEASURES, MEASURES, MatrixFreeConfig
     from rankkit.spectra.baselines import BASELINES
-    from rankkit.studies.measure_config import MeasureConfig
+    from rankkit.studies.measuring.config import MeasureConfig
 
     def chosen(text: str | None, every: tuple[str, ...], default: tuple[str, ...]) -> tuple[str, ...]:
         return default if text is None else every if text == "all" else names(text)

@@ -12,8 +12,8 @@ from rankkit.report.figures import phase_diagram
 from rankkit.report.style import save
 from rankkit.spectra import MEASURES
 from rankkit.statistics import mean_interval
-from rankkit.studies.random_logits import RandomLogits
-from rankkit.studies.random_logits_config import CrossingsConfig, MatricesConfig
+from rankkit.studies.experiments.random_logits import RandomLogits
+from rankkit.studies.experiments.random_logits_config import CrossingsConfig, MatricesConfig
 
 __all__ = ["draw_random_logits"]
 

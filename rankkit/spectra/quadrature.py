@@ -45,8 +45,8 @@ ROUNDING: Final = 32 * EPS
 BREAKDOWN: Final = 64 * EPS  # a residual below it, in the same units, is rounding: the probe's space is closed
 DEFLATABLE: Final = 1e-5  # a triplet with a larger residual, relative to sigma_1, stays with the probes
 FEWEST_PROBES: Final = 8
-FIRST_CHECK: Final = 20  # steps; later checks each come after half as many again
-GROWTH: Final = 1.5
+FIRST_CHECK: Final = 20  # steps; later checks each come after a quarter as many again
+GROWTH: Final = 1.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -153,7 +153,7 @@ def probe(
         seed: of the signs.
 
     Yields:
-        What is known after 20, 30, 45, ... steps, and after the last; nothing for a matrix that is not finite or zero.
+        What is known after 20, 25, 31, ... steps, and after the last; nothing for a matrix that is not finite or zero.
 
     Raises:
         ConfigurationError: fewer than 8 probes or 2 steps; a leading without vectors or for several matrices.

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from itertools import product
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from rankkit.errors import SpectrumFileError
-from rankkit.store.chunks import matches_checksum
-from rankkit.store.hdf5 import (
+from rankkit.store.door.chunks import matches_checksum
+from rankkit.store.door.hdf5 import (
     attributes_of,
+    blocks_of,
     h5py,
     has_all_chunks,
     read_array,
@@ -20,21 +20,17 @@ from rankkit.store.hdf5 import (
     sha256_of_attributes,
     sha256_of_strings,
 )
-from rankkit.store.library import damage
+from rankkit.store.door.library import damage
 from rankkit.store.schema import ATTRIBUTES_SUM
 
-__all__ = ["damaged_parts", "whole_chunks"]
-
-_READ_BYTES: Final = (
-    8 << 20
-)  # at a time: many chunks, for a call costs more than a chunk, and little beside a workstation
+__all__ = ["damaged_parts"]
 
 
 def damaged_parts(file: h5py.File, *, unpack: bool = True) -> Iterator[str]:
     """What does not match its checksum: fletcher32 speaks up on numbers, SHA-256 on texts and text attributes.
 
     Args:
-        file: from `rankkit.store.hdf5.opened`, with the structure of the schema.
+        file: from `rankkit.store.door.hdf5.opened`, with the structure of the schema.
         unpack: whether chunks are also unpacked. In a file of our own the checksum of what is stored says it all.
 
     Yields:
@@ -67,7 +63,7 @@ def _problems(dataset: h5py.Dataset, descriptor: int | None) -> Iterator[str]:
     elif dataset.chunks:
         if not has_all_chunks(dataset):
             yield "have every chunk, got a lost or unchecked one"
-        for block in whole_chunks(dataset.shape, dataset.chunks, dataset.dtype.itemsize):
+        for block in blocks_of(dataset):
             read_array(dataset, block)
     elif dataset.dtype.kind in "iuf":
         yield "have a checksum, got numbers that lie in one piece"
@@ -92,23 +88,3 @@ def _stored_problems(dataset: h5py.Dataset, descriptor: int) -> Iterator[str]:
         yield "have every chunk, got a lost or unchecked one"
     elif not all(matches_checksum(os.pread(descriptor, size, offset)) for offset, size in sorted(places)):
         yield "match its checksum, got a damaged chunk"
-
-
-def whole_chunks(shape: tuple[int, ...], chunks: tuple[int, ...], itemsize: int) -> Iterator[tuple[slice, ...]]:
-    """Blocks of a variable that cut through no chunk, each of a few mebibytes or of one chunk.
-
-    Args:
-        shape: of the variable.
-        chunks: shape of a chunk.
-        itemsize: bytes of a number.
-
-    Yields:
-        One slice per axis; together they cover the variable once.
-    """
-    block = list(chunks)
-    for axis in reversed(range(len(shape))):
-        one_more = itemsize * math.prod(block)  # bytes that another chunk along this axis adds
-        fit = min(_READ_BYTES // one_more, -(-shape[axis] // chunks[axis]))
-        block[axis] = chunks[axis] * max(1, fit)
-    for starts in product(*(range(0, size, step) for size, step in zip(shape, block, strict=True))):
-        yield tuple(slice(start, start + step) for start, step in zip(starts, block, strict=True))

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 from numpy.typing import NDArray
 
 from rankkit.errors import ConfigurationError, SpectrumFileError
-from rankkit.store.hdf5 import DEFAULT_LIMIT, attributes_of, axis_names, datasets_in, h5py, read_array
-from rankkit.store.library import is_text, refusal
+from rankkit.store.door.hdf5 import DEFAULT_LIMIT, attributes_of, axis_names, datasets_in, h5py, read_array
+from rankkit.store.door.library import is_text, refusal
 from rankkit.store.schema import AXIS_VARIABLES
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rankkit.axes import AXES
 from rankkit.store.consistency import contradictions
 from rankkit.store.contents import GroupContents
-from rankkit.store.hdf5 import DEFAULT_LIMIT
+from rankkit.store.door.hdf5 import DEFAULT_LIMIT
 from rankkit.store.reasons import reasons_text
 from rankkit.store.schema import (
     COMPARISON_AXES,
@@ -36,7 +36,7 @@ Attribute = str | int | float
 """What an attribute may be; booleans have no type in netCDF-4, so write 0 or 1."""
 
 _MEASURE_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
-_RESERVED = {variable.name for variable in (*GROUP_VARIABLES, *KEPT_VARIABLES)} | {*AXES, *COMPARISON_AXES}
+_RESERVED = {variable.name for variable in (*GROUP_VARIABLES, *KEPT_VARIABLES)} | {*AXES, *COMPARISON_AXES, "baseline"}
 _RULE_LIMIT = 1000  # characters of a method rule: a few sentences
 
 

@@ -11,7 +11,7 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from rankkit.errors import SpectrumFileError
-from rankkit.store.hdf5 import attributes_of, h5py, opened, read_array
+from rankkit.store.door.hdf5 import attributes_of, h5py, opened, read_array
 from rankkit.store.schema import ATTRIBUTES_SUM
 
 __all__ = ["OpenFile", "lazy_array"]
@@ -28,7 +28,7 @@ class OpenFile:
         limit: bytes that one array may take in memory.
 
     Raises:
-        SpectrumFileError: as `rankkit.store.hdf5.opened`.
+        SpectrumFileError: as `rankkit.store.door.hdf5.opened`.
     """
 
     def __init__(self, path: Path, limit: int) -> None:

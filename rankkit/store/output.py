@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from rankkit.errors import StorageError
 from rankkit.files import check_output_file, make_folder, storage_errors, temporary_file, write_atomically
-from rankkit.store.hdf5 import h5py
+from rankkit.store.door.hdf5 import h5py
 
 __all__ = ["HDF5Output"]
 

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from rankkit.axes import SPECTRUM_AXES
 from rankkit.errors import SpectrumFileError
 from rankkit.store import schema
-from rankkit.store.datasets import has_type
-from rankkit.store.hdf5 import (
+from rankkit.store.door.hdf5 import (
     DEFAULT_LIMIT,
     attributes_of,
     blocks_of,
@@ -26,10 +25,11 @@ from rankkit.store.hdf5 import (
     read_array,
     read_strings,
 )
+from rankkit.store.groups.datasets import has_type
+from rankkit.store.groups.tree import comparison_groups, contents_in, functional_groups, measure_groups
 from rankkit.store.layout import Attribute
 from rankkit.store.names import arm_of, baseline_of
 from rankkit.store.reasons import read_reasons
-from rankkit.store.tree import comparison_groups, contents_in, functional_groups, measure_groups
 from rankkit.store.variables import MeasureDescription, Variable
 
 __all__ = [

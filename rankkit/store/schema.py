@@ -204,7 +204,12 @@ GROUP_VARIABLES: Final = (
     Variable("rows", ("region", "sequence"), "int32", "rows of the matrix measured"),
     Variable("columns", ("region", "sequence"), "int32", "columns of the matrix measured"),
     Variable(
-        "untrained", ("region", "layer"), "int8", "whether no loss reaches this block", "1", ("trained", "untrained")
+        "untrained",
+        ("region", "layer"),
+        "int8",
+        "whether hardly any loss reaches this block",
+        "1",
+        ("trained", "untrained"),
     ),
     Variable("checkpoint_sha256", ("seed", "step"), "string", "SHA-256 of the checkpoint measured", None),
     DOCUMENT,

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from rankkit.axes import LAYER_AXES, SPECTRUM_AXES
 from rankkit.store import schema
-from rankkit.store.checksums import damaged_parts, whole_chunks
-from rankkit.store.comparison import comparison_problems, step_problems
+from rankkit.store.checksums import damaged_parts
 from rankkit.store.consistency import (
     Cells,
     Recompute,
@@ -32,9 +31,8 @@ from rankkit.store.consistency import (
     violations,
 )
 from rankkit.store.contents import GroupContents
-from rankkit.store.datasets import has_type
-from rankkit.store.functional import functional_problems
-from rankkit.store.hdf5 import (
+from rankkit.store.door.chunks import whole_chunks
+from rankkit.store.door.hdf5 import (
     DEFAULT_LIMIT,
     array_reader,
     attributes_of,
@@ -44,11 +42,14 @@ from rankkit.store.hdf5 import (
     opened,
     read_array,
 )
-from rankkit.store.kept import attention_violations, kept_problems
-from rankkit.store.library import damage
+from rankkit.store.door.library import damage
+from rankkit.store.groups.comparison import comparison_problems, step_problems
+from rankkit.store.groups.datasets import has_type
+from rankkit.store.groups.functional import functional_problems
+from rankkit.store.groups.kept import attention_violations, kept_problems
+from rankkit.store.groups.tree import comparison_groups, contents_in, functional_groups, measure_groups
 from rankkit.store.names import baseline_problem
 from rankkit.store.reasons import read_reasons
-from rankkit.store.tree import comparison_groups, contents_in, functional_groups, measure_groups
 from rankkit.store.variables import LAYER_OUTPUT, Variable
 
 __all__ = ["verify", "verify_written"]
@@ -70,7 +71,7 @@ def verify(path: str | Path, recompute: Recompute | None = None, *, limit: int =
         One line for each problem; empty when the file is whole and consistent.
 
     Raises:
-        SpectrumFileError: the file cannot be opened safely (see `rankkit.store.hdf5.opened`), or is damaged so far that
+        SpectrumFileError: the file cannot be opened safely (see `rankkit.store.door.hdf5.opened`), or is damaged so far that
             what it holds cannot be told.
     """
     with opened(path, limit=limit) as file:

@@ -14,12 +14,12 @@ from numpy.typing import ArrayLike
 
 from rankkit.errors import SpectrumFileError
 from rankkit.store import schema
-from rankkit.store.chunk_queue import ChunkQueue
-from rankkit.store.comparison import comparison_groups
-from rankkit.store.datasets import create_dataset, set_attributes
-from rankkit.store.functional import CutLosses
-from rankkit.store.groups import GroupWriter, create_group
-from rankkit.store.hdf5 import h5py, sha256_of_attributes
+from rankkit.store.door.hdf5 import h5py, sha256_of_attributes
+from rankkit.store.groups.chunk_queue import ChunkQueue
+from rankkit.store.groups.comparison import comparison_groups
+from rankkit.store.groups.datasets import create_dataset, set_attributes
+from rankkit.store.groups.functional import CutLosses
+from rankkit.store.groups.writing import GroupWriter, create_group
 from rankkit.store.layout import Attribute, GroupLayout, check_attributes, check_text
 from rankkit.store.names import baseline_of, baseline_problem, check_group_name
 from rankkit.store.output import HDF5Output

@@ -6,15 +6,15 @@ from rankkit.studies.certificate import build_certificate, certificate_problems,
 from rankkit.studies.decomposition import Decomposition, decompose
 from rankkit.studies.functional import FunctionalRank
 from rankkit.studies.functional_sweep import functional_rank, plan_functional_rank
-from rankkit.studies.hugging_face import ExportedModel, export_model
 from rankkit.studies.losses import LossComparison, compare_losses, verdict
-from rankkit.studies.measure import Measured, measure_attention, measure_run
-from rankkit.studies.measure_config import MeasureConfig
-from rankkit.studies.merge import Merged, merge
-from rankkit.studies.monitor import Monitor
-from rankkit.studies.monitor_history import MonitorHistory
+from rankkit.studies.measuring.config import MeasureConfig
+from rankkit.studies.measuring.measure import Measured, measure_attention, measure_run
+from rankkit.studies.measuring.run_source import plan_measurement
+from rankkit.studies.merging.merge import Merged, merge
+from rankkit.studies.monitoring.history import MonitorHistory
+from rankkit.studies.monitoring.monitor import Monitor
 from rankkit.studies.run import Run, create_run, load_model, open_run
-from rankkit.studies.run_source import plan_measurement
+from rankkit.studies.stock.export import ExportedModel, export_model
 from rankkit.studies.train_pair import train_pair, train_units
 from rankkit.studies.truncation import truncated_attention
 

@@ -14,7 +14,7 @@ from rankkit.errors import ConfigurationError
 from rankkit.masks import MaskKind
 from rankkit.statistics import Interval, bootstrap_over_documents, mean_interval
 from rankkit.store import GroupDescription, describe, read_group
-from rankkit.store.hdf5 import opened
+from rankkit.store.door.hdf5 import opened
 from rankkit.studies.head_means import Bracket, HeadMeans, head_means
 
 __all__ = ["SEPARATOR", "Array", "Side", "interval_of", "read_side"]

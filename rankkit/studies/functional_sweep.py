@@ -33,14 +33,14 @@ from rankkit.models.transformer import Transformer
 from rankkit.operators import AttentionOperator
 from rankkit.spectra.exact import DEFAULT_MEMORY_BUDGET
 from rankkit.spectra.truncated import COPIES, Triplets, cut_product, singular_triplets
-from rankkit.store.journal import Journal
+from rankkit.store.journal.slabs import Journal
 from rankkit.studies.certificate import build_certificate, certificate_problems
 from rankkit.studies.decomposition import arms_of, causal_and_prefix
 from rankkit.studies.functional import CUTS, SCOPES, ArmCuts, Array, FunctionalRank, Scope
-from rankkit.studies.measure_config import MeasureConfig
-from rankkit.studies.measure_plan import MeasurementInterruptedError
+from rankkit.studies.measuring.config import MeasureConfig
+from rankkit.studies.measuring.plan import MeasurementInterruptedError
+from rankkit.studies.measuring.run_source import plan_measurement
 from rankkit.studies.run import Run
-from rankkit.studies.run_source import plan_measurement
 from rankkit.training.checkpoints import load_model
 from rankkit.training.environment import prepare_device
 from rankkit.training.evaluation import evaluate

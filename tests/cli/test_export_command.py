@@ -22,7 +22,7 @@ from rankkit.cli import main
 from rankkit.cli.export import command
 from rankkit.errors import ConfigurationError, StorageError
 from rankkit.store import TABLES, export_table, read_group, tidy_table
-from rankkit.store.export import FORMATS, Progress
+from rankkit.store.tables.export import FORMATS, Progress
 
 pandas = pytest.importorskip("pandas", reason="the extra `xarray` is not installed")
 parquet = pytest.importorskip("pyarrow.parquet", reason="the extra `data` is not installed")
@@ -107,7 +107,7 @@ def test_parquet_keeps_types_and_says_what_columns_mean(rich: Path, tmp_path: Pa
 
 
 def test_each_block_of_rows_is_a_row_group(rich: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rankkit.store.parts.BLOCK_ROWS", 48)
+    monkeypatch.setattr("rankkit.store.tables.parts.BLOCK_ROWS", 48)
     seen: list[Progress] = []
     found = export_table(rich, tmp_path / "a.parquet", to="parquet", progress=seen.append)
     metadata = parquet.ParquetFile(tmp_path / "a.parquet").metadata
@@ -226,7 +226,7 @@ def test_a_format_that_is_unknown_is_refused(small: Path, tmp_path: Path) -> Non
 def test_an_interruption_leaves_nothing_and_what_was_there_as_it_was(
     rich: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: Any, after: int
 ) -> None:
-    monkeypatch.setattr("rankkit.store.parts.BLOCK_ROWS", 48)
+    monkeypatch.setattr("rankkit.store.tables.parts.BLOCK_ROWS", 48)
     out, seen = tmp_path / "a", []
     out.write_text("mine")
 

@@ -15,8 +15,8 @@ from click.testing import CliRunner, Result
 from rankkit.cli import main, run
 from rankkit.errors import StorageError
 from rankkit.report import experiment_figures
-from rankkit.studies import random_logits
-from rankkit.studies.experiment import KINDS
+from rankkit.studies.experiments import random_logits
+from rankkit.studies.experiments.experiment import KINDS
 
 DECLARATION = """
 # Question: does it run?

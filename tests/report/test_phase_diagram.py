@@ -13,9 +13,9 @@ from rankkit.report.experiment_figures import draw_random_logits
 from rankkit.report.figures import phase_diagram
 from rankkit.report.style import save
 from rankkit.statistics import mean_interval
-from rankkit.studies.findings import Tolerance
-from rankkit.studies.random_logits import RandomLogits
-from rankkit.studies.random_logits_config import (
+from rankkit.studies.experiments.findings import Tolerance
+from rankkit.studies.experiments.random_logits import RandomLogits
+from rankkit.studies.experiments.random_logits_config import (
     CrossingsConfig,
     ExpectedRow,
     MatricesConfig,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from robustness.outside import OUTSIDE_BYTES, OUTSIDE_FILE
 
 from rankkit.axes import REGIONS
-from rankkit.store.hdf5 import sha256_of_attributes, sha256_of_strings
+from rankkit.store.door.hdf5 import sha256_of_attributes, sha256_of_strings
 
 __all__ = ["EDITS", "edit_file", "sealed"]
 

@@ -16,7 +16,7 @@ from rankkit.data.tokens import verify_tokens
 from rankkit.errors import RankkitError
 from rankkit.files import read_json_lines, sha256_of_file
 from rankkit.store import verify
-from rankkit.store.records import Records, read_header
+from rankkit.store.journal.records import Records, read_header
 from rankkit.studies import open_run
 from rankkit.training import load_model
 

@@ -18,7 +18,7 @@ from robustness.edits import sealed
 from robustness.metadata import blocks_in, reseal
 from robustness.outside import OUTSIDE_BYTES, OUTSIDE_FILE
 
-from rankkit.store.chunks import fletcher32
+from rankkit.store.door.chunks import fletcher32
 
 __all__ = ["HOSTILE", "Hostile", "make_hostile"]
 

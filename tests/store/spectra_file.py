@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankkit.store import METHODS, STATUSES, GroupLayout, MeasureDescription, Slab, Spectra, SpectrumWriter
-from rankkit.store.hdf5 import sha256_of_attributes
+from rankkit.store.door.hdf5 import sha256_of_attributes
 
 SEQUENCE_LENGTH = 6
 PREFIX_LENGTH = 4

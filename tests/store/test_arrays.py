@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rankkit.errors import SpectrumFileError
-from rankkit.store.arrays import FACTOR_NAMES, GivenArrays, read_arrays
+from rankkit.store.arrays.opening import FACTOR_NAMES, GivenArrays, read_arrays
 
 KINDS = ["npy", "npz", "compressed npz", "h5", "gzip h5", "lzf h5"]
 SHAPES = [(5, 7), (3, 5, 7), (2, 3, 5, 7), (4, 2, 3, 5, 7)]
@@ -308,7 +308,7 @@ def test_hidden_mass_is_zero_under_the_own_mask_and_the_largest_entry_under_anot
 
 
 def test_the_mass_that_is_hidden_is_that_of_all_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rankkit.store.given_arrays._PIECE_BYTES", 1)
+    monkeypatch.setattr("rankkit.store.arrays.given._PIECE_BYTES", 1)
     array = change(attention(causal=True), (1, 1, 1, 0, 3), -0.5)
     found = facts(tmp_path, array)
     assert found.hidden_mass(np.tril(np.ones((6, 6), dtype=bool))) == 0.5
@@ -645,7 +645,7 @@ def test_a_hostile_hdf5_file_is_refused_before_anything_is_read(
 
 
 def test_many_objects_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rankkit.store.hdf5_arrays._OBJECTS_LIMIT", 5)
+    monkeypatch.setattr("rankkit.store.arrays.hdf5_files._OBJECTS_LIMIT", 5)
     refused(save(tmp_path, "h5", **{f"a{number}": numbers((2, 2)) for number in range(6)}), "more than 5 objects")
 
 
@@ -694,7 +694,7 @@ def test_data_compressed_twice_are_refused(tmp_path: Path) -> None:
 def test_chunks_that_can_grow_are_looked_at_and_read(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rankkit.store.inflation._HARMLESS", 1)
+    monkeypatch.setattr("rankkit.store.door.inflation._HARMLESS", 1)
     array = attention((2, 1, 5, 40, 40))
     path = save(tmp_path, kind, attention=array)
     if kind == "lzf h5":

@@ -12,7 +12,7 @@ from robustness.metadata import Block, blocks_in, reseal
 
 from rankkit.errors import SpectrumFileError
 from rankkit.store import describe
-from rankkit.store.blueprint import Entry, blueprint_of
+from rankkit.store.door.blueprint import Entry, blueprint_of
 
 VERSIONS = ("v110", "v110")
 

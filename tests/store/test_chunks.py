@@ -16,8 +16,8 @@ from store.spectra_file import new_writer
 
 from rankkit.errors import StorageError
 from rankkit.store import KeptSlab, Slab, chunk_queue, chunks, read_group, verify
-from rankkit.store.chunk_queue import Block, ChunkQueue, Target
-from rankkit.store.chunks import ChunkGrid, filtered, fletcher32, matches_checksum
+from rankkit.store.door.chunks import ChunkGrid, filtered, fletcher32, matches_checksum
+from rankkit.store.groups.chunk_queue import Block, ChunkQueue, Target
 from rankkit.store.output import HDF5Output
 
 LEAN: dict[str, Any] = {"seeds": [7], "steps": [500], "regions": ["full"], "applied_masks": ["own"]}

@@ -14,7 +14,7 @@ from store.spectra_file import MEASURES, RECOMPUTE, edited, new_writer
 
 from rankkit.errors import SpectrumFileError
 from rankkit.store import METHODS, STATUSES, GroupLayout, MeasureDescription, Slab, describe, read_group, verify
-from rankkit.store.groups import create_group
+from rankkit.store.groups.writing import create_group
 
 ONE = {"seeds": [7], "steps": [500], "regions": ["full"], "applied_masks": ["own"], "layers": [0]}
 ONE |= {"untrained": np.zeros((1, 1), dtype=np.int8), "layer_measures": {}, "output_components": None}

@@ -16,8 +16,8 @@ from store.spectra_file import RECOMPUTE
 
 from rankkit.errors import SpectrumFileError
 from rankkit.store import describe, read_group, read_root, verify
-from rankkit.store.hdf5 import opened
-from rankkit.store.heaps import broken_heap
+from rankkit.store.door.hdf5 import opened
+from rankkit.store.door.heaps import broken_heap
 
 READERS: list[Callable[[Path], Any]] = [verify, describe, read_root, lambda path: read_group(path, "gpt")]
 

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from rankkit import files
 from rankkit.errors import ConfigurationError, OutputExistsError, RunError, StorageError
-from rankkit.store import journal as journal_module
-from rankkit.store import records
-from rankkit.store.journal import Journal, journal_path
+from rankkit.store.journal import records
+from rankkit.store.journal import slabs as journal_module
+from rankkit.store.journal.slabs import Journal, journal_path
 
 FACTS = {"configuration": "layers = 4\nheads = 4\n", "checkpoint": "ab" * 32, "threads": "2"}
 
@@ -271,7 +271,7 @@ def test_a_discarded_journal_is_gone_and_a_new_one_begins(path: Path) -> None:
 WRITER = """
 import os, sys
 import numpy as np
-from rankkit.store.journal import Journal
+from rankkit.store.journal.slabs import Journal
 journal = Journal.open(sys.argv[1], {"fact": "one"}, resume=True, force=False)
 print("open", flush=True)
 for number in range(len(journal), 10**6):
@@ -334,7 +334,7 @@ def test_a_journal_that_is_deleted_while_another_waits_is_made_anew(
 KILLER = """
 import os, signal, struct, sys, time
 import numpy as np
-from rankkit.store.journal import Journal
+from rankkit.store.journal.slabs import Journal
 
 def write(path, told):
     with Journal.open(path, {"fact": "one"}, resume=True, force=False) as journal:

@@ -31,9 +31,9 @@ from rankkit.store import (
     verification,
     verify,
 )
-from rankkit.store.groups import create_group
-from rankkit.store.hdf5 import DEFAULT_LIMIT, opened
-from rankkit.store.kept import attention_violations
+from rankkit.store.door.hdf5 import DEFAULT_LIMIT, opened
+from rankkit.store.groups.kept import attention_violations
+from rankkit.store.groups.writing import create_group
 
 LEAN: dict[str, Any] = {"seeds": [7], "steps": [500], "regions": ["full"], "applied_masks": ["own"]}
 LEAN |= {"layer_measures": {}, "output_components": None}

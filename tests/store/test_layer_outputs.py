@@ -15,7 +15,7 @@ from store.spectra_file import MEASURES, RECOMPUTE, edited, new_writer
 from rankkit.axes import LAYER_AXES
 from rankkit.errors import SpectrumFileError
 from rankkit.store import SEQUENCES_PER_CHUNK, GroupLayout, LayerSlab, Slab, describe, read_group, verify
-from rankkit.store.groups import create_group
+from rankkit.store.groups.writing import create_group
 
 NAN = float("nan")
 LEAN = {"seeds": [7], "steps": [500], "regions": ["full"], "applied_masks": ["own"]}

@@ -11,7 +11,7 @@ from store.rich_file import ERRORS, ESTIMATED, LAYER_MEASURES, UNAVAILABLE
 from store.spectra_file import MEASURES, RECOMPUTE, slabs
 
 from rankkit.store import SCHEMA_VERSION, describe, kept_in, read_group, read_root, verify
-from rankkit.store.hdf5 import sha256_of_attributes
+from rankkit.store.door.hdf5 import sha256_of_attributes
 
 
 def unpacked(name: str, folder: Path) -> Path:

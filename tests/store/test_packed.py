@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from rankkit.store import LayerSlab, Slab
-from rankkit.store.journal import Journal
-from rankkit.store.packed import slab_arrays, slab_from
+from rankkit.store.journal.packed import slab_arrays, slab_from
+from rankkit.store.journal.slabs import Journal
 from rankkit.store.slabs import KeptSlab
 
 SHAPE = (2, 3)

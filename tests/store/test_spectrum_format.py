@@ -11,7 +11,7 @@ from store.spectra_file import LAYERS, MEASURES, SIZES, layout, slabs
 from rankkit.axes import SPECTRUM_AXES
 from rankkit.store import SEQUENCES_PER_CHUNK, schema
 from rankkit.store.contents import GroupContents
-from rankkit.store.groups import create_group
+from rankkit.store.groups.writing import create_group
 from rankkit.store.schema import COMPARISON_VARIABLES
 
 ENGINES = ["h5netcdf", "netcdf4"]

@@ -8,8 +8,8 @@ from store.spectra_file import RECOMPUTE, edited
 
 from rankkit.axes import SPECTRUM_AXES
 from rankkit.store import verify
-from rankkit.store.hdf5 import h5py as same_h5py
-from rankkit.store.hdf5 import sha256_of_strings
+from rankkit.store.door.hdf5 import h5py as same_h5py
+from rankkit.store.door.hdf5 import sha256_of_strings
 
 CELL = (1, 0, 0, 1, 2, 1, 0)
 CELL_NAME = "seed 7, step 500, region full, applied_mask swapped, sequence 2, layer 1, head 0"

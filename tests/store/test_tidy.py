@@ -22,7 +22,7 @@ from rankkit.axes import LAYER_AXES, SPECTRUM_AXES
 from rankkit.errors import ConfigurationError, SpectrumFileError
 from rankkit.store import METHODS, STATUSES, read_group, tidy_table
 from rankkit.store.schema import BOUNDS, COMPARISON_VARIABLES
-from rankkit.store.selection import Selection, read_terms
+from rankkit.store.tables.selection import Selection, read_terms
 
 OLD = Path(__file__).with_name("spectrum_1_0.h5.gz")
 MEASURED = (
@@ -288,7 +288,7 @@ def test_a_table_that_is_unknown_or_absent_is_refused(one_arm: Path) -> None:
 @given(rows=st.integers(5, 70), axis=st.sampled_from(["seed", "sequence", "layer", "head"]))
 def test_blocks_are_small_and_their_size_changes_nothing(rich: Path, whole: Columns, rows: int, axis: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rankkit.store.parts.BLOCK_ROWS", rows)
+        patch.setattr("rankkit.store.tables.parts.BLOCK_ROWS", rows)
         with tidy_table(rich, select={axis: 0}) as tidy:
             blocks = list(tidy.blocks())
     assert max(len(block["arm"]) for block in blocks) <= rows

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rankkit.store.chunks import fletcher32
-from rankkit.store.unpacking import ChunkReader
+from rankkit.store.door.chunks import fletcher32
+from rankkit.store.door.unpacking import ChunkReader
 
 SHAPE = (3, 7, 20)
 

@@ -17,7 +17,7 @@ from rankkit.operators import AttentionOperator
 from rankkit.spectra import spectrum
 from rankkit.store import describe, read_group, read_root
 from rankkit.studies import MeasureConfig, Measured, measure_attention
-from rankkit.studies.array_source import ArrayMask, array_source
+from rankkit.studies.measuring.array_source import ArrayMask, array_source
 from rankkit.studies.verify import verify_file
 
 CPU = torch.device("cpu")

@@ -17,9 +17,9 @@ from rankkit.store import read_group
 from rankkit.studies import MeasureConfig, measure_attention
 from rankkit.studies.compare import ComparedRow, Comparison, compare, side_rows
 from rankkit.studies.compared_side import read_side
-from rankkit.studies.model_inputs import ModelInputs
-from rankkit.studies.model_open import GivenModel, measure_model
-from rankkit.studies.model_source import ModelSettings, ModelSource
+from rankkit.studies.pretrained.inputs import ModelInputs
+from rankkit.studies.pretrained.opening import GivenModel, measure_model
+from rankkit.studies.pretrained.source import ModelSettings, ModelSource
 
 CPU = torch.device("cpu")
 FEW = ("effective_rank", "mean_ipr", "sink_position")
@@ -47,7 +47,7 @@ def made(
     **changes: int,
 ) -> Path:
     """A file of one model."""
-    from rankkit.studies.model_plan import SwapMask
+    from rankkit.studies.pretrained.plan import SwapMask
 
     model = new_model(architecture, seed=seed, **changes)
     settings = ModelSettings(swap=None if swap is None else SwapMask.parsed(swap))

@@ -22,9 +22,9 @@ from rankkit.errors import ConfigurationError, OutputExistsError, RunError
 from rankkit.files import sha256_of_file
 from rankkit.models import ModelConfig, Transformer
 from rankkit.studies import Run, hugging_face
-from rankkit.studies.hugging_face import export_model
-from rankkit.studies.stock_model import check_expressible, stock_config, stock_weights
-from rankkit.studies.stock_tokenizer import reads_alike, write_tokenizer
+from rankkit.studies.stock.export import export_model
+from rankkit.studies.stock.model import check_expressible, stock_config, stock_weights
+from rankkit.studies.stock.tokenizer import reads_alike, write_tokenizer
 
 transformers = pytest.importorskip("transformers", reason="the extra `hf` is not installed")
 

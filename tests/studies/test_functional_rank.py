@@ -22,7 +22,7 @@ from rankkit.statistics import bootstrap_over_documents, mean_interval
 from rankkit.studies import Run, functional_sweep, load_model
 from rankkit.studies.functional import CUTS, SCOPES, ArmCuts, FunctionalRank
 from rankkit.studies.functional_sweep import CutProgress, expected_seconds, functional_rank, plan_functional_rank
-from rankkit.studies.measure import MeasurementInterruptedError
+from rankkit.studies.measuring.measure import MeasurementInterruptedError
 from rankkit.studies.truncation import truncated_attention
 from rankkit.training.evaluation import evaluate
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from rankkit.errors import NonFiniteLossError
-from rankkit.store.journal import Journal
+from rankkit.store.journal.slabs import Journal
 from rankkit.studies import Run, functional_sweep
 from rankkit.studies.functional import SCOPES, FunctionalRank
 from rankkit.studies.functional_sweep import CutProgress, functional_rank, plan_functional_rank
-from rankkit.studies.measure_plan import MeasurementInterruptedError
+from rankkit.studies.measuring.plan import MeasurementInterruptedError
 
 SETTINGS: dict[str, Any] = {"ranks": (2,), "scopes": SCOPES, "seeds": (1,), "samples": 2, "memory_budget": 1}
 MODELS, BATCHES = 3, 2

@@ -15,8 +15,8 @@ from rankkit.errors import ConfigurationError, SpectrumFileError
 from rankkit.operators import AttentionOperator
 from rankkit.store import describe, read_group, read_kept
 from rankkit.studies import MeasureConfig, Measured, Run, load_model, measure_attention, plan_measurement
-from rankkit.studies.kept_source import kept_source
-from rankkit.studies.measure import check_kept, kept_bytes
+from rankkit.studies.measuring.kept_source import kept_source
+from rankkit.studies.measuring.measure import check_kept, kept_bytes
 from rankkit.studies.verify import verify_file
 
 ALSO_STORED = {"queries", "keys"}

@@ -28,8 +28,8 @@ from rankkit.store import FileDescription, describe, read_group
 from rankkit.studies import MeasureConfig, Run, functional_rank, load_model, measure_run, plan_measurement
 from rankkit.studies.decomposition import EFFECTS, arms_of, causal_and_prefix, effects
 from rankkit.studies.functional import CUTS
-from rankkit.studies.measure import Progress, plan_functional
-from rankkit.studies.run_source import RunSource
+from rankkit.studies.measuring.measure import Progress, plan_functional
+from rankkit.studies.measuring.run_source import RunSource
 
 P, LAYERS, HEADS, HEAD_DIM = N // 2, 2, 3, 8
 SAVED = (0, 4, 8, 12)

@@ -24,8 +24,8 @@ from rankkit.spectra import DEFAULT_MEASURES, MEASURES
 from rankkit.store import METHODS, STATUSES, describe, read_group, read_root
 from rankkit.studies import Decomposition, MeasureConfig, Run, load_model, measure_run, plan_measurement
 from rankkit.studies.decomposition import EFFECTS, effects
-from rankkit.studies.measure import MeasurementInterruptedError, Progress
-from rankkit.studies.measure_plan import expected_seconds
+from rankkit.studies.measuring.measure import MeasurementInterruptedError, Progress
+from rankkit.studies.measuring.plan import expected_seconds
 from rankkit.studies.verify import verify_file
 from rankkit.training import read_facts
 

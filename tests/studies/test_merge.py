@@ -29,11 +29,11 @@ from rankkit.errors import ConfigurationError, MatchError, OutputExistsError, Sp
 from rankkit.store import Root, describe, read_root, schema, verify
 from rankkit.store.contents import GroupContents
 from rankkit.studies import MeasureConfig, Run, measure_run, merge_groups, merge_match, merge_parts
-from rankkit.studies.measure_plan import MeasurementInterruptedError
-from rankkit.studies.merge import Merged, MergeProgress, merge
+from rankkit.studies.measuring.plan import MeasurementInterruptedError
+from rankkit.studies.merging.merge import Merged, MergeProgress, merge
 
 COMMAND = "rankkit spectrum runs/demo"
-MODULE = import_module("rankkit.studies.merge")  # by its path: the package gives the function that name
+MODULE = import_module("rankkit.studies.merging.merge")  # by its path: the package gives the function that name
 SMALL = {**WHOLE, "sequence": (0, 1), "step": (12,)}
 ONE = Piece(labels=SMALL, arms=("gpt",), names=("effective_rank",))
 """The least that one file can hold."""

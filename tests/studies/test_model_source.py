@@ -18,15 +18,15 @@ from rankkit.errors import CaptureError, ConfigurationError, DataError, RankkitE
 from rankkit.masks import Causal, Mask, Prefix
 from rankkit.store import describe, read_group, read_root, writer
 from rankkit.studies import MeasureConfig, Measured, measure_attention
-from rankkit.studies.kept_source import kept_source
-from rankkit.studies.merge import merge
-from rankkit.studies.model_files import FoundModel, find_model, group_name
-from rankkit.studies.model_inputs import ModelInputs, read_array
-from rankkit.studies.model_loading import load_checkpoint
-from rankkit.studies.model_open import Reading, measure_model, open_model, positions
-from rankkit.studies.model_plan import SwapMask
-from rankkit.studies.model_source import ModelSettings
-from rankkit.studies.model_text import ModelText, TokenPolicy
+from rankkit.studies.measuring.kept_source import kept_source
+from rankkit.studies.merging.merge import merge
+from rankkit.studies.pretrained.files import FoundModel, find_model, group_name
+from rankkit.studies.pretrained.inputs import ModelInputs, read_array
+from rankkit.studies.pretrained.loading import load_checkpoint
+from rankkit.studies.pretrained.opening import Reading, measure_model, open_model, positions
+from rankkit.studies.pretrained.plan import SwapMask
+from rankkit.studies.pretrained.source import ModelSettings
+from rankkit.studies.pretrained.text import ModelText, TokenPolicy
 from rankkit.studies.verify import verify_file
 
 CPU = torch.device("cpu")
@@ -249,7 +249,7 @@ def test_attention_that_is_not_the_models_own_is_refused_unless_allowed(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rankkit.hooks.check import Agreement
-    from rankkit.studies import model_agreement
+    from rankkit.studies.pretrained import agreement as model_agreement
 
     wrong = Agreement(
         mode="qk", reason="it", against="eager", matrices=0.2, outputs=0.0, compared=8, tolerance=1e-4

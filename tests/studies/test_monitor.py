@@ -20,8 +20,8 @@ import rankkit
 from rankkit.errors import CaptureError, ConfigurationError
 from rankkit.models import Transformer
 from rankkit.spectra import MatrixFreeConfig
-from rankkit.studies import monitor as monitor_module
-from rankkit.studies.undisturbed import undisturbed
+from rankkit.studies.monitoring import monitor as monitor_module
+from rankkit.studies.monitoring.undisturbed import undisturbed
 
 transformers = pytest.importorskip("transformers", reason="the extra `hf` is not installed")
 

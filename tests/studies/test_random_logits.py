@@ -15,12 +15,17 @@ from hypothesis import strategies as st
 from tiny import CPU
 
 from rankkit.errors import ConfigurationError
-from rankkit.studies import random_logits
-from rankkit.studies.experiment import KINDS, load_experiment
-from rankkit.studies.findings import Finding, Tolerance, half_last_digit
-from rankkit.studies.measure import MeasurementInterruptedError
-from rankkit.studies.random_logits import RandomLogits, crossing_std, descents, measure_random_logits, null_operator
-from rankkit.studies.random_logits_config import (
+from rankkit.studies.experiments import random_logits
+from rankkit.studies.experiments.experiment import KINDS, load_experiment
+from rankkit.studies.experiments.findings import Finding, Tolerance, half_last_digit
+from rankkit.studies.experiments.random_logits import (
+    RandomLogits,
+    crossing_std,
+    descents,
+    measure_random_logits,
+    null_operator,
+)
+from rankkit.studies.experiments.random_logits_config import (
     SECOND,
     CrossingsConfig,
     ExpectedRow,
@@ -28,6 +33,7 @@ from rankkit.studies.random_logits_config import (
     RandomLogitsConfig,
     ValuesConfig,
 )
+from rankkit.studies.measuring.measure import MeasurementInterruptedError
 from rankkit.training.settings import from_table
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"

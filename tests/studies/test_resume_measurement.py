@@ -14,10 +14,10 @@ from tiny import CPU
 
 from rankkit.errors import ConfigurationError, OutputExistsError
 from rankkit.store import read_root, writer
-from rankkit.store.journal import journal_path
+from rankkit.store.journal.slabs import journal_path
 from rankkit.studies import MeasureConfig, Measured, Run, measure_run
-from rankkit.studies import measure as measure_module
-from rankkit.studies.measure import MeasurementInterruptedError, Progress
+from rankkit.studies.measuring import measure as measure_module
+from rankkit.studies.measuring.measure import MeasurementInterruptedError, Progress
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "exact": {"samples": 3},

@@ -1,0 +1,1 @@
+"""Attention matrices, or queries and keys, in files that other tools wrote."""

@@ -1,0 +1,1 @@
+"""Declared experiments: the file, what it expects, and what was found."""

@@ -1,0 +1,1 @@
+"""Measuring attention: where matrices come from, what is planned, and the measurement itself."""

@@ -1,0 +1,214 @@
+"""Attention of a run's trained models."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from contextlib import AbstractContextManager, nullcontext
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rankkit.data.evaluation import evaluation_sequences
+from rankkit.errors import ConfigurationError, MatchError, RunError
+from rankkit.hooks.capture import capture
+from rankkit.hooks.factors import LayerFactors
+from rankkit.models.transformer import Transformer
+from rankkit.studies.certificate import build_certificate, certificate_problems
+from rankkit.studies.decomposition import arms_of
+from rankkit.studies.measuring.config import MeasureConfig
+from rankkit.studies.measuring.plan import (
+    APPLIED,
+    Plan,
+    PlannedArm,
+    chosen_numbers,
+    factor_example,
+    region_methods,
+    shard_rows,
+    spread,
+)
+from rankkit.studies.measuring.source import Place, Receiver, SourceFacts
+from rankkit.studies.run import Run
+from rankkit.training.checkpoints import load_model, read_facts
+
+__all__ = ["RunSource", "plan_measurement"]
+
+DEFAULT_SAMPLES: Final = 32  # means over heads and sequences are then known to a few percent of a head's spread
+
+
+class RunSource:
+    """The models of a run, under the fused forward pass that they were trained with."""
+
+    def __init__(self, run: Run, device: torch.device) -> None:
+        self.run = run
+        self._device = device
+        self._loaded: tuple[Place, Transformer] | None = None
+
+    @property
+    def facts(self) -> SourceFacts:
+        """Configuration, proof of the match, and precision.
+
+        Raises:
+            MatchError: the arms do not match.
+        """
+        certificate = build_certificate(self.run)
+        unmatched = certificate_problems(certificate)
+        if unmatched:
+            raise MatchError(f"arms must match to be compared, but {unmatched[0]}. See rankkit inspect RUN --verify.")
+        return SourceFacts(
+            configuration=self.run.directory.configuration.read_text(encoding="utf-8"),
+            certificate=json.dumps(certificate, indent=1, sort_keys=True),
+            precision=self._precision,
+        )
+
+    @property
+    def _precision(self) -> torch.dtype:
+        """Dtype in which the models run here: their own on CUDA, float32 where there is no autocast for it."""
+        own = self.run.config.base.train.precision == "bfloat16" and self._device.type == "cuda"
+        return torch.bfloat16 if own else torch.float32
+
+    def plan(self, config: MeasureConfig) -> Plan:
+        """What a measurement would do; see `plan_measurement`."""
+        return plan_measurement(self.run, config)
+
+    def visit(self, plan: Plan, place: Place, rows: slice, receive: Receiver, *, outputs: bool) -> None:
+        """One forward pass."""
+        model = self._model(place)
+        tokens = torch.from_numpy(plan.sequences[rows].copy()).to(self._device)
+        autocast: AbstractContextManager[object] = nullcontext()
+        if self._precision != torch.float32:
+            autocast = torch.autocast(self._device.type, dtype=self._precision)
+
+        def hand_over(factors: LayerFactors) -> None:
+            ((_, operator),) = factors.operators_by_mask()  # one prefix length for all samples gives one mask
+            receive(factors.layer, operator, factors.output)
+
+        listening = capture(model, layers=plan.layers, heads=plan.heads, on_layer=hand_over, outputs=outputs)
+        with torch.no_grad(), autocast, listening:
+            model(tokens, plan.prefix_length)
+
+    def _model(self, place: Place) -> Transformer:
+        """The model of a checkpoint, kept until another is asked for."""
+        if self._loaded is None or self._loaded[0] != place:
+            folder = self.run.directory.checkpoint(place.arm, place.seed, place.step)
+            model = load_model(folder, self.run.config.arm(place.arm).model).to(self._device)
+            self._loaded = place, model
+        return self._loaded[1]
+
+
+def plan_measurement(run: Run, config: MeasureConfig) -> Plan:
+    """Resolve what to measure against a run.
+
+    Raises:
+        RunError: no arm has finished a seed, arms have finished different seeds, or checkpoints differ between units.
+        ConfigurationError: layers, heads, seeds, lengths or regions that this run does not have.
+    """
+    model = run.config.base.model
+    n = config.sequence_length or model.sequence_length
+    if n > model.sequence_length and model.position == "learned":
+        raise ConfigurationError(
+            f"sequence_length must be at most {model.sequence_length} with learned positions, got {n}. Shorten it."
+        )
+    p = run.prefix_length * n // model.sequence_length if config.prefix_length is None else config.prefix_length
+    if not 0 <= p <= n:
+        raise ConfigurationError(f"prefix_length must be between 0 and {n} (sequence_length), got {p}. Shorten it.")
+    seeds = chosen_numbers("seeds", config.seeds, _finished_seeds(run))
+    steps = config.steps(_saved_steps(run, seeds))
+    methods = region_methods(config, n, p)
+    estimated = any(method == "matrix-free" for method, _ in methods.values())
+    tokens, documents = _samples(run, config, n, default=1 if estimated else DEFAULT_SAMPLES)
+    layers = chosen_numbers("layers", config.layers, range(model.num_layers))
+    kept = shard_rows(len(tokens), config.shard)
+    return Plan(
+        sequence_length=n,
+        queries=n,
+        prefix_length=p,
+        regions=tuple(methods),
+        applied=APPLIED,
+        layers=layers,
+        heads=chosen_numbers("heads", config.heads, range(model.num_heads)),
+        arms=_arms(run, config, tuple(methods), layers, seeds, steps, (n, p)),
+        steps=steps,
+        sequences=tokens[kept],
+        sequence_numbers=tuple(range(len(tokens))[kept]),
+        documents=documents[kept],
+        baselines=config.baselines,
+        methods=methods,
+    )
+
+
+def _arms(
+    run: Run,
+    config: MeasureConfig,
+    regions: tuple[str, ...],
+    layers: tuple[int, ...],
+    seeds: tuple[int, ...],
+    steps: tuple[int, ...],
+    lengths: tuple[int, int],
+) -> tuple[PlannedArm, ...]:
+    """The arms of a run, for sequences of n tokens with a prefix of p."""
+    (n, p), model = lengths, run.config.base.model
+    return tuple(
+        PlannedArm(
+            facts=facts,
+            seeds=seeds,
+            checkpoint_sha256=_checkpoints(run, facts.name, seeds, steps),
+            initial_sha256=_checkpoints(run, facts.name, seeds, (0,)) if "init" in config.baselines else (),
+            attributes=_token_policy(run),
+            example=factor_example(facts.mask, p, n),
+            output_components=min(n, model.d_model) if config.layer_output else None,
+            features=model.head_dim,
+            logit_scale=model.head_dim**-0.5,
+        )
+        for facts in arms_of(run, regions, layers)
+    )
+
+
+def _checkpoints(run: Run, arm: str, seeds: tuple[int, ...], steps: tuple[int, ...]) -> tuple[tuple[str, ...], ...]:
+    return tuple(
+        tuple(read_facts(run.directory.checkpoint(arm, seed, step)).weights_sha256 for step in steps) for seed in seeds
+    )
+
+
+def _token_policy(run: Run) -> dict[str, str]:
+    described = run.tokens().description
+    separator = "each ended by the document token" if described.get("document_token") is not None else "as they come"
+    return {
+        "bos": "none: sequences are windows of the packed tokens",
+        "packing": f"documents one after another, {separator}; split: {described['split']}",
+        "truncation": "none: windows do not overlap",
+    }
+
+
+def _finished_seeds(run: Run) -> tuple[int, ...]:
+    units = tuple(unit for unit in run.config.units if run.finished(*unit))
+    seeds = {arm: tuple(seed for name, seed in units if name == arm) for arm in run.config.arms}
+    if not units or len(set(seeds.values())) > 1:
+        raise RunError(
+            f"{run.directory.path} must have finished the same seeds in every arm, got {seeds}. Continue it with "
+            f"rankkit train-pair --resume {shlex.quote(str(run.directory.path))}."
+        )
+    return next(iter(seeds.values()))
+
+
+def _saved_steps(run: Run, seeds: tuple[int, ...]) -> tuple[int, ...]:
+    """Steps at which every unit has a checkpoint: an interruption leaves one more in some of them."""
+    saved = [set(run.directory.checkpoint_steps(arm, seed)) for arm in run.config.arms for seed in seeds]
+    return tuple(sorted(set.intersection(*saved)))
+
+
+def _samples(run: Run, config: MeasureConfig, n: int, *, default: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Evenly spread windows, from those of the evaluation when the length is the run's."""
+    train, trained, wanted = run.config.base.train, run.config.base.model.sequence_length, config.samples
+    count = default if wanted is None else wanted
+    evaluated = train.evaluation_sequences if n == trained else count
+    windows = evaluation_sequences(run.tokens(), count=evaluated, sequence_length=n)
+    available = len(windows.tokens)
+    if wanted is not None and wanted > available:
+        raise ConfigurationError(
+            f"samples must be at most {available} (evaluation sequences of this run), got {wanted}. Ask for fewer."
+        )
+    picked = spread(available, min(count, available))
+    return windows.tokens[picked], windows.documents[picked]

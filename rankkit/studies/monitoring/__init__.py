@@ -1,0 +1,1 @@
+"""Probes for other people's training loops."""

@@ -1,0 +1,1 @@
+"""Models that somebody else made: opened, looked at, fed, and their attention measured."""

@@ -1,0 +1,1 @@
+"""Our models as models of a stock architecture, which other tools load."""
