@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
+    "CONFIDENCE",
     "LEVEL",
     "ClusteredTest",
     "Interval",
@@ -29,6 +30,7 @@ __all__ = [
 Array = NDArray[np.float64]
 
 CONFIDENCE = 0.95
+"""Of every interval."""
 LEVEL = 0.05
 """Of every test: the chance that one says something where there is nothing."""
 FEWEST_BOOTSTRAPPED = 10
