@@ -15,10 +15,10 @@ from rankkit.errors import ConfigurationError, DataError
 
 __all__ = ["EvaluationSequences", "evaluation_sequences", "ngram_cross_entropy"]
 
-_LEFT_OUT = (
+LEFT_OUT = (
     1 << 16
 )  # training pairs on which the smoothing is chosen: its cross-entropy is then known to about 0.01 nats
-_STRENGTHS = np.array([4.0**k for k in range(-1, 9)])  # pseudo-counts tried, 1/4 to 65536; the optimum is flat
+STRENGTHS = np.array([4.0**k for k in range(-1, 9)])  # pseudo-counts tried, 1/4 to 65536; the optimum is flat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +116,7 @@ def ngram_cross_entropy(
         np.concatenate([outcomes, sample_outcomes]),
         vocab_size=vocab_size,
     ).split(outcomes.size)
-    strength = min(_STRENGTHS, key=lambda m: _bigram(sample, float(m), left_out=1))
+    strength = min(STRENGTHS, key=lambda m: _bigram(sample, float(m), left_out=1))
     scores = {
         "unigram": float(-np.log(_unigram(target, left_out=0)).mean()),
         "bigram": _bigram(target, float(strength), left_out=0),
@@ -139,7 +139,7 @@ def _target_pairs(sequences: NDArray[np.integer[Any]], targets: slice) -> tuple[
 
 def _spread_pairs(train: NDArray[np.integer[Any]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     pairs = train.size - 1
-    chosen = np.arange(min(_LEFT_OUT, pairs)) * pairs // min(_LEFT_OUT, max(1, pairs))
+    chosen = np.arange(min(LEFT_OUT, pairs)) * pairs // min(LEFT_OUT, max(1, pairs))
     return train[chosen].astype(np.int64), train[chosen + 1].astype(np.int64)
 
 

@@ -18,7 +18,21 @@ from numpy.typing import NDArray
 
 from rankkit.errors import ConfigurationError, DataError
 
-__all__ = ["Batch", "BatchStream", "PrefixLengths"]
+__all__ = ["Batch", "BatchStream", "PrefixLengths", "raw_draws"]
+
+
+def raw_draws(name: str, count: int) -> NDArray[np.uint64]:
+    """Random 64-bit numbers that are a function of a name alone.
+
+    Args:
+        name: of what they are for; the first 128 bits of its SHA-256 key a counter-based generator (Philox).
+        count: how many.
+
+    Returns:
+        "draw", uniform over all 64-bit numbers.
+    """
+    key = np.frombuffer(hashlib.sha256(name.encode()).digest()[:16], dtype="<u8").astype(np.uint64)
+    return np.asarray(np.random.Philox(key=key).random_raw(count))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,9 +110,7 @@ class BatchStream:
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, counted from 0."""
-        digest = hashlib.sha256(f"rankkit batch {self._seed} {step}".encode()).digest()
-        key = np.frombuffer(digest[:16], dtype="<u8").astype(np.uint64)
-        draws = np.random.Philox(key=key).random_raw(2 * self._batch_size)
+        draws = raw_draws(f"rankkit batch {self._seed} {step}", 2 * self._batch_size)
         # A remainder of 64 random bits favours some values by less than 2^-30 for any text below 10^10 tokens.
         starts = draws[: self._batch_size] % np.uint64(len(self._tokens) - self._sequence_length + 1)
         choices = self._prefix_lengths.choices
