@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from rankkit.statistics.correlations import (
+    Method,
+    correlation_over_seeds,
+    correlation_within_seeds,
+    detectable_over_seeds,
+    detectable_within_seeds,
+    partial_correlation,
+)
 from rankkit.statistics.intervals import (
     CONFIDENCE,
     LEVEL,
@@ -16,18 +24,29 @@ from rankkit.statistics.intervals import (
     mean_interval,
     standard_error,
 )
+from rankkit.statistics.power import POWER, minimum_detectable_effect, seeds_needed, smallest_resolvable_difference
 
 __all__ = [
     "CONFIDENCE",
     "LEVEL",
+    "POWER",
     "ClusteredTest",
     "Interval",
+    "Method",
     "between_seeds",
     "bootstrap_over_documents",
     "clustered_standard_error",
     "clustered_t_test",
+    "correlation_over_seeds",
+    "correlation_within_seeds",
+    "detectable_over_seeds",
+    "detectable_within_seeds",
     "documents_needed",
     "holm",
     "mean_interval",
+    "minimum_detectable_effect",
+    "partial_correlation",
+    "seeds_needed",
+    "smallest_resolvable_difference",
     "standard_error",
 ]

@@ -8,23 +8,19 @@ from time import perf_counter
 from typing import Any, Final
 
 import torch
-from scipy.optimize import brentq
-from scipy.stats import nct as noncentral
-from scipy.stats import t as student
 
 from rankkit.models.transformer import Transformer
-from rankkit.statistics import CONFIDENCE
+from rankkit.statistics import smallest_resolvable_difference
 from rankkit.studies.train_pair import default_workers
 from rankkit.training.config import ArmConfig, RunConfig
 from rankkit.training.objective import target_rows, token_losses
 
-__all__ = ["SEED_DEVIATION", "TrainingPlan", "plan_training", "smallest_resolvable_difference"]
+__all__ = ["SEED_DEVIATION", "TrainingPlan", "plan_training"]
 
 SEED_DEVIATION: Final = 0.021
 """Standard deviation over seeds of a paired loss difference, nats per token, in a pilot of three seeds at the tiny
 preset's size. Kaplan et al. (2020) saw about 0.02 between seeds. Yours will differ; the order of magnitude will not."""
 
-_POWER = 0.8  # the probability with which a study is usually planned to find what is there
 _BYTES_PER_PARAMETER = 16  # weights, gradients and two moments in float32
 _CALIBRATION_VOCABULARY = 50257  # rows of an embedding beyond this do not change a step's cost noticeably
 
@@ -55,20 +51,6 @@ class TrainingPlan:
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
-
-
-def smallest_resolvable_difference(seeds: int, deviation: float = SEED_DEVIATION) -> float:
-    """The true difference that a paired t test over the seeds finds with probability 0.8 at the 5% level.
-
-    shift * deviation / sqrt(seeds), with the shift at which a noncentral t of seeds - 1 degrees of freedom exceeds
-    t(0.975, seeds - 1) with probability 0.8; nan for fewer than two seeds.
-    """
-    if seeds < 2:
-        return math.nan
-    critical = float(student.ppf((1 + CONFIDENCE) / 2, seeds - 1))
-    # Without a shift the probability is 0.025, with the largest one here above 0.95 for every number of seeds.
-    shift = brentq(lambda shift: noncentral.sf(critical, seeds - 1, shift) - _POWER, 0, 2 * critical + 2)
-    return float(shift * deviation / math.sqrt(seeds))
 
 
 def plan_training(config: RunConfig, *, device: torch.device, workers: int | None = None) -> TrainingPlan:
@@ -103,7 +85,7 @@ def plan_training(config: RunConfig, *, device: torch.device, workers: int | Non
         seconds=per_sequence * sequences * units_each,
         memory_bytes=workers * (_BYTES_PER_PARAMETER * model.parameters + activations),
         disk_bytes=len(config.units) * model.parameters * 4 * (checkpoints + 2),
-        smallest_difference=smallest_resolvable_difference(len(config.seeds)),
+        smallest_difference=smallest_resolvable_difference(len(config.seeds), SEED_DEVIATION),
     )
 
 

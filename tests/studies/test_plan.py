@@ -3,41 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from scipy import stats
 from small_run import ALL_ARMS, run_config, trained_run
 from tiny import CPU, N
 
-from rankkit.studies.plan import SEED_DEVIATION, plan_training, smallest_resolvable_difference
+from rankkit.statistics import smallest_resolvable_difference
+from rankkit.studies.plan import SEED_DEVIATION, plan_training
 from rankkit.training import RunConfig
 from rankkit.training.presets import base
-
-
-@pytest.mark.parametrize("seeds", [2, 3, 5])
-def test_the_smallest_difference_is_found_four_times_in_five(seeds: int) -> None:
-    true = smallest_resolvable_difference(seeds, deviation=0.5)
-    differences = np.random.default_rng(seeds).normal(true, 0.5, size=(20_000, seeds))
-    found = stats.ttest_1samp(differences, 0, axis=1).pvalue < 0.05
-    assert abs(found.mean() - 0.8) < 0.01  # 3.5 standard errors of a proportion
-
-
-def test_the_smallest_difference_shrinks_with_seeds_and_scales_with_their_spread() -> None:
-    sizes = [smallest_resolvable_difference(seeds) for seeds in range(2, 40)]
-    assert sizes == sorted(sizes, reverse=True)
-    assert smallest_resolvable_difference(3, 2.0) == pytest.approx(2 * smallest_resolvable_difference(3, 1.0))
-    assert smallest_resolvable_difference(3) == pytest.approx(SEED_DEVIATION * smallest_resolvable_difference(3, 1.0))
-    many = 2.8016 / math.sqrt(1000)  # z(0.975) + z(0.8), to which the t test tends
-    assert smallest_resolvable_difference(1000, 1.0) == pytest.approx(many, rel=1e-2)
-
-
-@pytest.mark.parametrize("seeds", [0, 1])
-def test_one_seed_resolves_nothing(seeds: int) -> None:
-    assert math.isnan(smallest_resolvable_difference(seeds))
 
 
 def test_a_plan_counts_what_the_run_will_do_and_says_it_in_json() -> None:
@@ -45,7 +21,7 @@ def test_a_plan_counts_what_the_run_will_do_and_says_it_in_json() -> None:
     found = plan_training(config, device=CPU, workers=2)
     assert (found.units, found.steps, found.tokens, found.workers) == (12, 50, 50 * 2 * N, 2)
     assert found.parameters == config.base.model.parameters
-    assert found.smallest_difference == smallest_resolvable_difference(4)
+    assert found.smallest_difference == smallest_resolvable_difference(4, SEED_DEVIATION)
     assert 0 < found.seconds < 3600
     assert json.loads(json.dumps(found.as_dict()))["units"] == 12
     assert plan_training(run_config(seeds=(0,)), device=CPU, workers=64).workers == 2  # no more than units
