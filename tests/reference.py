@@ -8,7 +8,7 @@ from math import erf
 import numpy as np
 from numpy.typing import NDArray
 
-from rankkit.models import Transformer
+from rankkit.models import ModelConfig, Transformer
 
 Array = NDArray[np.float64]
 
@@ -26,17 +26,38 @@ class Forward:
     """By layer and head: "query key"."""
 
 
+def allowed(config: ModelConfig, prefix_length: int, n: int) -> NDArray[np.bool_]:
+    """Who sees whom, "layer head query key", from the name of a model's mask."""
+    query, key = np.indices((n, n))
+    backward = key >= query
+    visible = {
+        "causal": key <= query,
+        "prefix": (key <= query) | (key < prefix_length),
+        "bidirectional": np.ones((n, n), dtype=bool),
+        "backward": backward,
+    }
+    found = np.empty((config.num_layers, config.num_heads, n, n), dtype=bool)
+    for layer, head in np.ndindex(*found.shape[:2]):
+        looks_back = head < config.num_heads / 2 if config.mask == "mixed-heads" else layer % 2 == 0
+        found[layer, head] = visible.get(str(config.mask), visible["causal"] if looks_back else backward)
+    return found
+
+
 def forward(model: Transformer, tokens: list[int], allowed: NDArray[np.bool_], *, uniform: bool = False) -> Forward:
-    """Logits of one sequence; `uniform` makes every row attend alike to all it may see."""
+    """Logits of one sequence under masks whose axes broadcast to "layer head query key".
+
+    `uniform` makes every row attend alike to all it may see.
+    """
     config = model.config
     weights = {name: tensor.detach().double().numpy() for name, tensor in model.named_parameters()}
     x = weights["embedding.weight"][tokens]
     if config.position == "learned":
         x = x + weights["positions.weight"][: len(tokens)]
     result = Forward(logits=np.empty(0))
+    masks = np.broadcast_to(allowed, (config.num_layers, config.num_heads, len(tokens), len(tokens)))
     for layer in range(config.num_layers):
         block = {name.removeprefix(f"blocks.{layer}."): weight for name, weight in weights.items()}
-        x = x + _attention(block, rms_norm(x, block["attention_norm.weight"]), model, allowed, uniform, result)
+        x = x + _attention(block, rms_norm(x, block["attention_norm.weight"]), model, masks[layer], uniform, result)
         hidden = rms_norm(x, block["mlp_norm.weight"]) @ block["mlp.input.weight"].T
         x = x + np.vectorize(gelu)(hidden) @ block["mlp.output.weight"].T
     result.logits = rms_norm(x, weights["norm.weight"]) @ weights["embedding.weight"].T
@@ -57,7 +78,7 @@ def _attention(
             query, key = rope(query, config.rope_base), rope(key, config.rope_base)
         matrix = np.zeros((len(x), len(x)))
         for row in range(len(x)):
-            seen = np.flatnonzero(allowed[row])
+            seen = np.flatnonzero(allowed[head, row])
             scores = key[seen] @ query[row] / np.sqrt(config.head_dim)
             scores = np.zeros(len(seen)) if uniform else scores
             shares = np.exp(scores - scores.max())

@@ -1,5 +1,7 @@
 """Masks against their definition; the theorems on what they make stand in `test_theorems`."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -13,12 +15,14 @@ from rankkit.masks import (
     Cross,
     Mask,
     MaskKind,
+    Mixed,
     Padded,
     Prefix,
     PrefixTransposed,
     Window,
     batch_groups,
 )
+from rankkit_kernels.attention import Group
 
 
 @st.composite
@@ -192,6 +196,49 @@ def test_kind_makes_the_value_for_one_sequence() -> None:
     assert MaskKind("backward").at(5) == Backward()
 
 
+def test_a_kind_that_mixes_masks_shares_them_out_over_heads_or_layers() -> None:
+    heads, layers = MaskKind("mixed-heads"), MaskKind("mixed-layers")
+    halves = {4: (2, 2), 5: (3, 2), 2: (1, 1)}  # of an odd number the middle head looks back
+    for count, (back, ahead) in halves.items():
+        assert heads.in_layer(1, count, 3) == Mixed((Causal(),) * back + (Backward(),) * ahead)
+    assert [layers.in_layer(layer, 4, 3) for layer in range(3)] == [Causal(), Backward(), Causal()]
+    assert [kind for kind in MaskKind if kind.is_mixed] == [heads, layers]
+    for kind in (heads, layers):
+        assert kind.masks(3) == (Causal(), Backward())
+        with pytest.raises(ConfigurationError, match=f"mask must be one for all heads and layers, got {kind}"):
+            kind.at(3)
+    for kind in set(MaskKind) - {heads, layers}:
+        assert kind.in_layer(1, 4, 3) == kind.at(3)
+        assert kind.masks(3) == (kind.at(3),)
+
+
+@given(st.sampled_from(list(MaskKind)), st.integers(1, 12), st.data())
+def test_rows_of_a_kind_foresee_where_any_of_its_masks_does(kind: MaskKind, n: int, data: st.DataObject) -> None:
+    p = data.draw(st.integers(0, n))
+    seen = torch.stack([mask.allowed(n) for mask in kind.masks(p)]).any(dim=0)
+    assert list(kind.foreseeing_rows(p, n)) == [row for row in range(n - 1) if bool(seen[row, row + 1])]
+
+
+@given(st.integers(1, 12), st.data())
+def test_mixed_masks_are_those_of_their_heads_in_runs_of_equal_ones(n: int, data: st.DataObject) -> None:
+    kinds = [Causal(), Backward(), Bidirectional(), Prefix(n // 2), Window(2, 1)]
+    mixed = Mixed(tuple(data.draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=6))))
+    for head, mask in enumerate(mixed.masks):
+        assert torch.equal(mixed.allowed(n)[head], mask.allowed(n))
+        assert torch.equal(mixed.transposed().allowed(n)[head], mask.allowed(n).T)
+    assert [mask for heads, mask in mixed.runs for _ in range(heads.start, heads.stop)] == list(mixed.masks)
+    assert all(one != other for (_, one), (_, other) in itertools.pairwise(mixed.runs))
+    assert [group.plan for group in mixed.fused_plans(n)] == [mask.fused_plan(n) for _, mask in mixed.runs]
+    assert [group.size for group in mixed.fused_plans(n)] == [heads.stop - heads.start for heads, _ in mixed.runs]
+    assert mixed.of_heads([len(mixed.masks) - 1, 0]).masks == (mixed.masks[-1], mixed.masks[0])
+
+
+def test_mixtures_of_no_heads_or_of_two_sequences_are_refused() -> None:
+    for masks in ((), (Causal(), Cross(3, 3)), (Mixed((Causal(),)),)):
+        with pytest.raises(ConfigurationError, match="masks must hold one mask of self-attention for each head, got"):
+            Mixed(masks)
+
+
 def test_batch_groups_join_equal_neighbours() -> None:
     groups = batch_groups([Prefix(2), Prefix(2), Prefix(4), Causal()], 8)
     assert [(group.size, group.plan) for group in groups] == [
@@ -199,6 +246,11 @@ def test_batch_groups_join_equal_neighbours() -> None:
         (1, Prefix(4).fused_plan(8)),
         (1, Causal().fused_plan(8)),
     ]
+    mixed = Mixed((Causal(), Causal(), Backward()))
+    assert batch_groups([mixed, mixed, Causal()], 8) == (
+        Group(2, heads=(Group(2, Causal().fused_plan(8)), Group(1, Backward().fused_plan(8)))),
+        Group(1, Causal().fused_plan(8)),
+    )
 
 
 def test_masks_are_values() -> None:

@@ -111,12 +111,20 @@ Plan = Sequence[FusedCall]
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Consecutive sequences of a batch that share a plan."""
+    """Consecutive sequences of a batch, or heads of a layer, that share a plan."""
 
     size: int
-    """How many sequences."""
-    plan: tuple[FusedCall, ...]
+    """How many sequences or heads."""
+    plan: tuple[FusedCall, ...] = ()
     """Their plan; its rows must be 0..n in order, without gap or overlap."""
+    heads: tuple[Group, ...] = ()
+    """Of sequences: runs of heads, each with a plan of its own, in the place of `plan`."""
+
+    def __post_init__(self) -> None:
+        if bool(self.plan) == bool(self.heads):
+            raise ValueError(
+                f"a group must have either a plan or runs of heads, got {self.plan} and {self.heads}. Leave one out."
+            )
 
 
 def backend(device: torch.device, dtype: torch.dtype, *, banded: bool = False) -> str:
@@ -295,7 +303,7 @@ def dense_attention(
 def attend_groups(
     query: Tensor, key: Tensor, value: Tensor, groups: Sequence[Group], *, scale: float | None = None
 ) -> Tensor:
-    """`attend` for a batch whose sequences have different masks, one plan for each run of equal ones.
+    """`attend` for a batch whose sequences, or their heads, have different masks: one plan for each run of equal ones.
 
     Args:
         query: "batch head query feature".
@@ -308,7 +316,7 @@ def attend_groups(
         "batch head query feature".
 
     Raises:
-        ValueError: the groups do not add up to the batch, or as `attend`.
+        ValueError: the groups do not add up to the batch or runs of heads to the heads, or as `attend`.
     """
     sizes = [group.size for group in groups]
     if sum(sizes) != query.shape[0]:
@@ -316,9 +324,21 @@ def attend_groups(
             f"groups must share out the batch of {query.shape[0]}, got sizes {sizes}. Group the whole batch."
         )
     if len(groups) == 1:
-        return attend(query, key, value, groups[0].plan, scale=scale)
+        return _attend_group(query, key, value, groups[0], scale)
     parts = zip(query.split(sizes), key.split(sizes), value.split(sizes), groups, strict=True)
-    return torch.cat([attend(q, k, v, group.plan, scale=scale) for q, k, v, group in parts])
+    return torch.cat([_attend_group(q, k, v, group, scale) for q, k, v, group in parts])
+
+
+def _attend_group(query: Tensor, key: Tensor, value: Tensor, group: Group, scale: float | None) -> Tensor:
+    """`attend` for sequences that share a plan, or one for each run of heads."""
+    if not group.heads:
+        return attend(query, key, value, group.plan, scale=scale)
+    sizes = [run.size for run in group.heads]
+    if sum(sizes) != query.shape[1]:
+        raise ValueError(f"heads must share out the {query.shape[1]} heads, got sizes {sizes}. Give every head a plan.")
+    parts = zip(*(tensor.split(sizes, dim=1) for tensor in (query, key, value)), group.heads, strict=True)
+    outputs = [attend(q, k, v, run.plan, scale=scale) for q, k, v, run in parts]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
 
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:

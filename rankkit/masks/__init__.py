@@ -1,7 +1,7 @@
 """Attention masks as values: who sees whom, how to compute it fused, and which theorems hold.
 
 `allowed(n)` is the definition. Everything else about a mask (the fused plan, the transpose, the count of visible
-pairs, the triangular rows) is tested against it. Adding a mask is one class here and its tests.
+pairs, the triangular rows) is tested against it. Adding a mask is one class in a module here and its tests.
 
 Shapes: n query positions, n key positions; A = softmax(scale Q K^T, masked) is n x n and row-stochastic.
 Positions are 0-based.
@@ -12,6 +12,7 @@ from __future__ import annotations
 from rankkit.masks.base import Mask
 from rankkit.masks.cross import Cross
 from rankkit.masks.kinds import MaskKind, batch_groups
+from rankkit.masks.mixed import LayerMask, Mixed
 from rankkit.masks.padded import Padded
 from rankkit.masks.plain import Backward, Bidirectional, Causal
 from rankkit.masks.prefix import Prefix, PrefixTransposed
@@ -22,8 +23,10 @@ __all__ = [
     "Bidirectional",
     "Causal",
     "Cross",
+    "LayerMask",
     "Mask",
     "MaskKind",
+    "Mixed",
     "Padded",
     "Prefix",
     "PrefixTransposed",

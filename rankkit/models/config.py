@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from rankkit.errors import ConfigurationError
-from rankkit.masks import MaskKind
+from rankkit.masks import LayerMask, MaskKind
 
 __all__ = ["ModelConfig", "Position"]
 
@@ -19,7 +19,7 @@ class ModelConfig:
     """One pre-norm Transformer; `mask` is the only free choice under study."""
 
     mask: MaskKind = MaskKind.CAUSAL
-    """Kind of attention mask; `mask.at(prefix_length)` is the mask of one sequence."""
+    """Kind of attention mask; `mask_in(layer, prefix_length)` is what a layer applies to one sequence."""
     vocab_size: int = 257
     """Rows of the embedding, which is also the output projection; the tokenizer decides."""
     sequence_length: int = 256
@@ -52,6 +52,7 @@ class ModelConfig:
                 raise ConfigurationError(
                     f"{name} must be at least 1, got {getattr(self, name)}. Choose a positive number."
                 )
+        self._check_mixture()
         if self.sequence_length < 2:
             raise ConfigurationError(
                 f"sequence_length must be at least 2, got {self.sequence_length}. One token predicts nothing."
@@ -69,6 +70,18 @@ class ModelConfig:
                 raise ConfigurationError(
                     f"{name} must be positive, got {getattr(self, name)}. Choose a positive number."
                 )
+
+    def _check_mixture(self) -> None:
+        needed = {MaskKind.MIXED_HEADS: "num_heads", MaskKind.MIXED_LAYERS: "num_layers"}
+        name = needed.get(self.mask)
+        if name is not None and getattr(self, name) < 2:
+            raise ConfigurationError(
+                f"{name} must be at least 2 with mask {self.mask}, got 1. Choose more of them, or another mask."
+            )
+
+    def mask_in(self, layer: int, prefix_length: int) -> LayerMask:
+        """What a layer, counted from 0, applies to a sequence with this prefix length."""
+        return self.mask.in_layer(layer, self.num_heads, prefix_length)
 
     @property
     def non_embedding_parameters(self) -> int:

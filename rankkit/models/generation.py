@@ -72,7 +72,7 @@ def _check(config: ModelConfig, prompt: list[int], max_tokens: int, temperature:
         )
     if not temperature >= 0:
         raise ConfigurationError(f"temperature must be at least 0, got {temperature}. Use 0 for the most likely token.")
-    if config.mask.at(len(prompt)).foreseeing_rows(limit).stop >= len(prompt):
+    if config.mask.foreseeing_rows(len(prompt), limit).stop >= len(prompt):
         raise ConfigurationError(
             f"mask must hide the continuation from what came before it, got {config.mask}. Use a causal or prefix model."
         )

@@ -2,7 +2,8 @@
 
     tokens -> embedding (+ learned positions) -> [norm, attention, add; norm, MLP, add] x num_layers -> norm
 
-The output projection is the embedding. Attention takes one mask per sequence and knows nothing else about arms.
+The output projection is the embedding. A layer asks the configuration for its masks, one per sequence, and knows nothing
+else about arms.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from rankkit.errors import ConfigurationError
-from rankkit.masks import Mask, batch_groups
+from rankkit.masks import LayerMask, batch_groups
 from rankkit.models.config import ModelConfig
 from rankkit.models.initialization import initialize
 from rankkit_kernels.attention import attend_groups
@@ -53,7 +54,7 @@ class FusedAttention(nn.Module):
 
     # Prefix lengths change from batch to batch: compiled around, not through.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, masks: Sequence[Mask]) -> Tensor:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, masks: Sequence[LayerMask]) -> Tensor:
         """Attention under one mask per sequence; with a cache, the one new row sees every key."""
         if query.shape[-2] != key.shape[-2]:
             return F.scaled_dot_product_attention(query, key, value)
@@ -72,7 +73,7 @@ class Attention(nn.Module):
         self.output = nn.Linear(width, config.d_model, bias=False)
 
     def forward(
-        self, x: Tensor, masks: Sequence[Mask], rotation: tuple[Tensor, Tensor] | None, cache: KeyValueCache | None
+        self, x: Tensor, masks: Sequence[LayerMask], rotation: tuple[Tensor, Tensor] | None, cache: KeyValueCache | None
     ) -> Tensor:
         """Mix positions; x is "batch position d_model"."""
         projected = rearrange(
@@ -112,7 +113,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self, x: Tensor, masks: Sequence[Mask], rotation: tuple[Tensor, Tensor] | None, cache: KeyValueCache | None
+        self, x: Tensor, masks: Sequence[LayerMask], rotation: tuple[Tensor, Tensor] | None, cache: KeyValueCache | None
     ) -> Tensor:
         """One layer; x is "batch position d_model"."""
         x = x + self.attention(self.attention_norm(x), masks, rotation, cache)
@@ -178,7 +179,7 @@ class Transformer(nn.Module):
         batch, length = tokens.shape
         start = cache.length if cache is not None else 0
         self._check_length(start, length)
-        masks = self._masks(prefix_lengths, batch, length)
+        lengths = self._checked_lengths(prefix_lengths, batch, length)
         positions = torch.arange(start, start + length, device=tokens.device)
         x = self.embedding(tokens)
         if self.config.position == "learned":
@@ -186,7 +187,8 @@ class Transformer(nn.Module):
         rotation = None
         if self.config.position == "rope":
             rotation = rotation_angles(positions, self.config.head_dim, self.config.rope_base, x.dtype)
-        for block in self.blocks:
+        for layer, block in enumerate(self.blocks):
+            masks = [self.config.mask_in(layer, prefix_length) for prefix_length in lengths]
             x = block(x, masks, rotation, cache)
         return self.norm(x)  # type: ignore[no-any-return]
 
@@ -194,8 +196,8 @@ class Transformer(nn.Module):
         """Scores of the next token, "... vocabulary", from hidden states "... d_model"."""
         return F.linear(hidden, self.embedding.weight)
 
-    def _masks(self, prefix_lengths: Sequence[int] | int, batch: int, length: int) -> list[Mask]:
-        """One mask per sequence."""
+    def _checked_lengths(self, prefix_lengths: Sequence[int] | int, batch: int, length: int) -> list[int]:
+        """One prefix length per sequence."""
         lengths = [prefix_lengths] * batch if isinstance(prefix_lengths, int) else list(prefix_lengths)
         if len(lengths) != batch:
             raise ConfigurationError(
@@ -207,7 +209,7 @@ class Transformer(nn.Module):
                     f"prefix_length must be between 0 and {length} (tokens of the sequence), got {prefix_length}. "
                     "Shorten the prefix."
                 )
-        return [self.config.mask.at(prefix_length) for prefix_length in lengths]
+        return lengths
 
     def _check_length(self, cached: int, length: int) -> None:
         # Beyond the trained length rotary positions only extrapolate, so `rankkit spectrum` warns; a learned table ends.

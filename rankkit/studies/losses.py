@@ -219,7 +219,8 @@ def _attention_flops(run: Run, arm: str) -> float:
     config = run.config.arm(arm)
     n = config.model.sequence_length
     choices = config.train.prefix_lengths(n).choices
-    per_head = np.mean([config.model.mask.at(length).attention_flops(n, config.model.head_dim) for length in choices])
+    masks = [mask for length in choices for mask in config.model.mask.masks(length)]
+    per_head = np.mean([mask.attention_flops(n, config.model.head_dim) for mask in masks])
     sequences = config.train.steps * config.train.batch_size
     return float(3 * per_head * config.model.num_heads * config.model.num_layers * sequences)
 

@@ -171,7 +171,7 @@ class ArmConfig:
     def _foreseen(self, prefix_length: int) -> bool:
         n = self.model.sequence_length
         first = 0 if self.train.objective is Objective.FULL else max(prefix_length - 1, 0)
-        rows = self.model.mask.at(prefix_length).foreseeing_rows(n)
+        rows = self.model.mask.foreseeing_rows(prefix_length, n)
         return bool(rows) and max(rows.start, first) < min(rows.stop, n - 1)
 
 

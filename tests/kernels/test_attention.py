@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from rankkit.masks import Backward, Bidirectional, Causal, Mask, Prefix, PrefixTransposed, Window, batch_groups
-from rankkit_kernels.attention import FusedCall, attend, attend_groups, backend, dense_attention
+from rankkit.masks import Backward, Bidirectional, Causal, Mask, Mixed, Prefix, PrefixTransposed, Window, batch_groups
+from rankkit_kernels.attention import FusedCall, Group, attend, attend_groups, backend, dense_attention
 
 LENGTHS = (1, 2, 7, 64, 129, 512)
 HEAD_DIMS = (16, 32, 64)
@@ -52,7 +52,7 @@ def relative_errors(found: list[Tensor], expected: list[Tensor]) -> list[float]:
     return [float((f - e).abs().max()) / max(float(e.abs().max()), floor) for f, e in zip(found, expected, strict=True)]
 
 
-def reference(mask: Mask, tensors: list[Tensor]) -> list[Tensor]:
+def reference(mask: Mask | Mixed, tensors: list[Tensor]) -> list[Tensor]:
     query, key, value, cotangent = (tensor.detach().double() for tensor in tensors)
     leaves = [tensor.requires_grad_() for tensor in (query, key, value)]
     allowed = mask.allowed(query.shape[-2])
@@ -114,6 +114,52 @@ def test_groups_equal_one_call_per_sequence() -> None:
         ]
         for whole, single in zip(found, reference(mask, alone), strict=True):
             torch.testing.assert_close(whole[row : row + 1], single, rtol=1e-12, atol=1e-12)
+
+
+MIXTURES = (
+    Mixed((Causal(), Causal(), Backward())),
+    Mixed((Backward(), Prefix(3), Backward())),
+    Mixed((Bidirectional(),) * 3),
+)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 129, 512])
+def test_heads_under_masks_of_their_own_equal_dense_float64_in_outputs_and_all_gradients(n: int) -> None:
+    for dtype, tolerance in TOLERANCES.items():
+        tensors = factors(2, 3, n, 16, dtype)
+        for mask in MIXTURES if n > 2 else MIXTURES[::2]:
+            for applied in (mask, mask.transposed()):
+                groups = batch_groups([applied] * 2, n)
+                found = outputs_and_gradients(lambda q, k, v, g=groups: attend_groups(q, k, v, g), *tensors)
+                assert max(relative_errors(found, reference(applied, tensors))) < tolerance, applied
+
+
+def test_heads_that_share_a_mask_have_the_bits_of_one_plan() -> None:
+    tensors, alike = factors(2, 3, 300, 16, torch.float32), Mixed((Prefix(20),) * 3)
+    (one,) = (outputs_and_gradients(lambda q, k, v: attend(q, k, v, Prefix(20).fused_plan(300)), *tensors),)
+    found = outputs_and_gradients(lambda q, k, v: attend_groups(q, k, v, batch_groups([alike] * 2, 300)), *tensors)
+    assert all(map(torch.equal, found, one))
+
+
+def test_batches_of_sequences_and_heads_with_their_own_masks_equal_one_call_each() -> None:
+    n, masks_of_batch = 64, [MIXTURES[0], MIXTURES[0], Causal(), MIXTURES[1]]
+    tensors = factors(4, 3, n, 16, torch.float64)
+    groups = batch_groups(masks_of_batch, n)
+    found = outputs_and_gradients(lambda q, k, v: attend_groups(q, k, v, groups), *tensors)
+    for row, mask in enumerate(masks_of_batch):
+        alone = [tensor.detach()[row : row + 1] for tensor in tensors]
+        for whole, single in zip(found, reference(mask, alone), strict=True):
+            torch.testing.assert_close(whole[row : row + 1], single, rtol=1e-12, atol=1e-12)
+
+
+def test_groups_of_heads_that_do_not_fit_are_refused() -> None:
+    query, key, value, _ = factors(1, 3, 8, 16, torch.float32)
+    plan = Causal().fused_plan(8)
+    with pytest.raises(ValueError, match=r"heads must share out the 3 heads, got sizes \[2\]"):
+        attend_groups(query, key, value, [Group(1, heads=(Group(2, plan),))])
+    for arguments in ({}, {"plan": plan, "heads": (Group(3, plan),)}):
+        with pytest.raises(ValueError, match="a group must have either a plan or runs of heads, got"):
+            Group(1, **arguments)
 
 
 def test_scale_is_applied() -> None:

@@ -77,7 +77,12 @@ def test_a_plain_string_names_its_mask() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mask": "sideways"}, "mask must be one of causal, prefix, bidirectional, backward, got 'sideways'. Choose"),
+        ({"mask": "sideways"}, "mask must be one of .*backward, mixed-heads, mixed-layers, got 'sideways'. Choose"),
+        (
+            {"mask": "mixed-heads", "num_heads": 1},
+            "num_heads must be at least 2 with mask mixed-heads, got 1. Choose more",
+        ),
+        ({"mask": "mixed-layers", "num_layers": 1}, "num_layers must be at least 2 with mask mixed-layers, got 1"),
         ({"mask": None}, "mask must be one of .*, got None"),
         ({"vocab_size": 0}, "vocab_size must be at least 1, got 0. Choose a positive number"),
         ({"num_layers": 0}, "num_layers must be at least 1, got 0"),

@@ -15,7 +15,7 @@ from rankkit.operators import AttentionOperator
 from rankkit.spectra.truncated import Triplets, cut_product, singular_triplets
 
 N = 20
-KINDS = list(MaskKind)
+KINDS = [kind for kind in MaskKind if not kind.is_mixed]
 
 
 def operator(kind: MaskKind, *, sequences: int = 2, heads: int = 3, n: int = N, std: float = 1.5) -> AttentionOperator:
