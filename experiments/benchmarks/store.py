@@ -4,11 +4,11 @@
     without the verification / h5py  the same up to the moment when the closed file is read again
     without the sync / h5py          the same without waiting for the disk, which h5py does not do either
 
-Two arms under three seeds, four regions and two masks, spectra of 256, 128, 255 and 127 singular values, slabs of one
-layer of eight sequences, as `rankkit spectrum` makes them, with the default measures and their errors: 10.6 million
-singular values in two tables of 7.1 million places. What h5py writes are the very arrays of the finished file, each whole
-in one call, with the same chunks, types and filters, and without axes or attributes. Ratios are medians over rounds in
-which both sides run, in alternating order.
+Two arms under three seeds, spectra of 256, 128, 255 and 127 singular values, slabs of one layer of eight sequences, put
+together from those of four regions and two masks, as `rankkit spectrum` makes them, with the default measures and their
+errors: 10.6 million singular values in two tables of 7.1 million places. What h5py writes are the very arrays of the
+finished file, each whole in one call, with the same chunks, types and filters, and without axes or attributes. Ratios are
+medians over rounds in which both sides run, in alternating order.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ SEEDS, ARMS, MASKS = (0, 1, 2), ("gpt", "unilm"), ("own", "swapped")
 TARGET = 1.3
 
 Index = dict[str, int | slice]
+Layer = tuple[str, Index, list[Slab]]
 Clocks = NDArray[np.float64]
 """Seconds by the wall, and of all processors together, which others on the machine hardly change."""
 
@@ -120,19 +121,18 @@ def measured(name: str, values: NDArray[np.float64], size: int, generator: np.ra
     return np.floor(shares * size) if name == "sink_position" else shares
 
 
-def all_slabs(shape: Shape) -> list[tuple[str, Index, Slab]]:
+def all_slabs(shape: Shape) -> list[Layer]:
+    """By arm and place, the slabs of every region under every mask."""
     generator = np.random.default_rng(0)
     batches = [slice(start, start + SEQUENCES_PER_CHUNK) for start in range(0, shape.sequences, SEQUENCES_PER_CHUNK)]
-    places = product(
-        ARMS, range(len(SEEDS)), batches, range(shape.layers), enumerate(shape.sizes.values()), range(len(MASKS))
-    )
+    everywhere = {"region": slice(0, len(REGIONS)), "applied_mask": slice(0, len(MASKS))}
     return [
         (
             arm,
-            {"seed": seed, "step": 0, "region": region, "applied_mask": mask, "sequence": rows, "layer": layer},
-            one_slab(size, shape.heads, generator),
+            {"seed": seed, "step": 0, "sequence": rows, "layer": layer, **everywhere},
+            [one_slab(size, shape.heads, generator) for size, _ in product(shape.sizes.values(), MASKS)],
         )
-        for arm, seed, rows, layer, (region, size), mask in places
+        for arm, seed, rows, layer in product(ARMS, range(len(SEEDS)), batches, range(shape.layers))
     ]
 
 
@@ -156,7 +156,7 @@ def timed(owner: Any, name: str, spent: Clocks) -> Iterator[None]:
         yield
 
 
-def write_ours(path: Path, shape: Shape, slabs: list[tuple[str, Index, Slab]]) -> Times:
+def write_ours(path: Path, shape: Shape, slabs: list[Layer]) -> Times:
     verification, sync = np.zeros(2), np.zeros(2)
     host = {"torch_version": torch.__version__, "cpu": "", "threads": 1, "device": "cpu", "kernel": ""}
     started = clocks()
@@ -164,7 +164,7 @@ def write_ours(path: Path, shape: Shape, slabs: list[tuple[str, Index, Slab]]) -
     with timed(writer, "_check", verification), timed(os, "fsync", sync), writer:
         groups = {arm: writer.group(arm, layout(arm, shape)) for arm in ARMS}
         for arm, index, values in slabs:
-            groups[arm].write(index, values)
+            groups[arm].write(index, Slab.stacked(values, (len(REGIONS), len(MASKS))))
     return Times(whole=clocks() - started, verification=verification, sync=sync)
 
 
@@ -196,7 +196,7 @@ def write_plainly(path: Path, arrays: Plain) -> Times:
 
 def compare(shape: Shape, rounds: int, folder: Path) -> None:
     slabs = all_slabs(shape)
-    values = sum(int(np.isfinite(slab.singular_values).sum()) for _, _, slab in slabs)
+    values = sum(int(np.isfinite(slab.singular_values).sum()) for _, _, layer in slabs for slab in layer)
     ours_path, plain_path = folder / "ours.h5", folder / "plain.h5"
     write_ours(ours_path, shape, slabs)
     arrays = plain_arrays(ours_path)

@@ -24,7 +24,8 @@ from rankkit.report import functional_figures, run_figures
 from rankkit.spectra import MEASURES, MatrixFreeConfig
 from rankkit.spectra.baselines import BASELINES
 from rankkit.store import read_root
-from rankkit.studies import MeasureConfig, Run, measure
+from rankkit.studies import MeasureConfig, Run
+from rankkit.studies.measuring import measure
 from rankkit.studies.verify import verify_file
 
 LAYERS, HEADS = 2, 3

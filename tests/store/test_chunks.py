@@ -15,8 +15,10 @@ from store.rich_file import KEPT, positions, rich_layout, write_arm
 from store.spectra_file import new_writer
 
 from rankkit.errors import StorageError
-from rankkit.store import KeptSlab, Slab, chunk_queue, chunks, read_group, verify
+from rankkit.store import KeptSlab, Slab, read_group, verify
+from rankkit.store.door import chunks
 from rankkit.store.door.chunks import ChunkGrid, filtered, fletcher32, matches_checksum
+from rankkit.store.groups import chunk_queue
 from rankkit.store.groups.chunk_queue import Block, ChunkQueue, Target
 from rankkit.store.output import HDF5Output
 

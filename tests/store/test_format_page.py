@@ -15,8 +15,9 @@ from store.format_page import _SECTIONS, PAGE, tables, written
 from rankkit.axes import SPECTRUM_AXES
 from rankkit.report.measured_arms import measured_arms
 from rankkit.spectra import MEASURES
-from rankkit.store import BASELINES, blueprint, hdf5, schema
+from rankkit.store import BASELINES, schema
 from rankkit.store.contents import GroupContents
+from rankkit.store.door import blueprint, hdf5
 from rankkit.store.variables import MeasureDescription
 
 TEXT = PAGE.read_text(encoding="utf-8")

@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import itertools
 import os
@@ -17,6 +18,7 @@ from store.rich_file import rich_layout
 from store.spectra_file import (
     HEADS,
     HOST,
+    LAYERS,
     MEASURES,
     SEQUENCES,
     SIZES,
@@ -542,3 +544,31 @@ def test_no_descriptor_stays_open(tmp_path: Path) -> None:
     with pytest.raises(OutputExistsError, match="must not exist"):
         write_spectra(tmp_path / "a.h5")
     assert open_descriptors() == before
+
+
+def test_stacked_slabs_give_the_file_of_slabs_written_one_by_one(tmp_path: Path) -> None:
+    generator = np.random.default_rng(3)
+    cells = list(itertools.product(range(len(SIZES)), range(2)))
+    each = {
+        (seed, layer): [slab(list(SIZES.values())[region], (SEQUENCES, HEADS), generator) for region, _ in cells]
+        for seed, layer in itertools.product(range(2), range(LAYERS))
+    }
+    bracket = np.full((SEQUENCES, HEADS), 1.0), np.full((SEQUENCES, HEADS), 2.0)
+    each[0, 0][1] = dataclasses.replace(
+        each[0, 0][1], brackets={"effective_rank": bracket}, errors={"stable_rank": np.full((SEQUENCES, HEADS), 0.5)}
+    )
+    asked = {"estimated": ["effective_rank"], "errors": ["stable_rank"]}
+    one_by_one, stacked = new_writer(tmp_path / "one.h5"), new_writer(tmp_path / "all.h5")
+    with one_by_one, stacked:
+        groups = [writer.group("gpt", layout(**asked)) for writer in (one_by_one, stacked)]
+        for (seed, layer), found in each.items():
+            place = {"seed": seed, "step": 0, "layer": layer}
+            for (region, mask), one in zip(cells, found, strict=True):
+                groups[0].write({**place, "region": region, "applied_mask": mask}, one)
+            everywhere = {"region": slice(0, len(SIZES)), "applied_mask": slice(0, 2)}
+            groups[1].write({**place, **everywhere}, Slab.stacked(found, (len(SIZES), 2)))
+    first, second = (read_group(tmp_path / name, "gpt") for name in ("one.h5", "all.h5"))
+    assert first.keys() == second.keys()
+    for name, array in first.items():
+        np.testing.assert_array_equal(second[name], array, strict=True)
+    assert np.isnan(first["effective_rank_lower"]).sum() == first["effective_rank_lower"].size - SEQUENCES * HEADS

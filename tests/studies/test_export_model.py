@@ -21,7 +21,8 @@ from rankkit.data.tokenizers import BytePairTokenizer, ByteTokenizer, Tokenizer
 from rankkit.errors import ConfigurationError, OutputExistsError, RunError
 from rankkit.files import sha256_of_file
 from rankkit.models import ModelConfig, Transformer
-from rankkit.studies import Run, hugging_face
+from rankkit.studies import Run
+from rankkit.studies.stock import export as hugging_face
 from rankkit.studies.stock.export import export_model
 from rankkit.studies.stock.model import check_expressible, stock_config, stock_weights
 from rankkit.studies.stock.tokenizer import reads_alike, write_tokenizer

@@ -22,7 +22,8 @@ from rankkit.hooks import capture
 from rankkit.hooks.factors import LayerFactors
 from rankkit.spectra import spectrum
 from rankkit.store import STATUSES, describe, read_group
-from rankkit.studies import MeasureConfig, Measured, Run, load_model, plan_measurement, run_source
+from rankkit.studies import MeasureConfig, Measured, Run, load_model, plan_measurement
+from rankkit.studies.measuring import run_source
 
 P, LAYERS, HEADS = N // 2, 2, 3
 

@@ -28,8 +28,11 @@ from rankkit.axes import REGIONS, SPECTRUM_AXES
 from rankkit.errors import ConfigurationError, MatchError, OutputExistsError, SpectrumFileError
 from rankkit.store import Root, describe, read_root, schema, verify
 from rankkit.store.contents import GroupContents
-from rankkit.studies import MeasureConfig, Run, measure_run, merge_groups, merge_match, merge_parts
+from rankkit.studies import MeasureConfig, Run, measure_run
 from rankkit.studies.measuring.plan import MeasurementInterruptedError
+from rankkit.studies.merging import groups as merge_groups
+from rankkit.studies.merging import matching as merge_match
+from rankkit.studies.merging import parts as merge_parts
 from rankkit.studies.merging.merge import Merged, MergeProgress, merge
 
 COMMAND = "rankkit spectrum runs/demo"

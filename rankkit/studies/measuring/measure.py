@@ -386,7 +386,8 @@ class _Measurement:
         rows: slice,
     ) -> None:
         """One layer of a batch: every region under every mask."""
-        where = self._where(name, place, rows, layer)
+        position = self._plan.layers.index(layer)
+        found: list[Slab] = []
         for (r, region), (a, applied) in product(enumerate(self._plan.regions), enumerate(self._applied(name))):
             label = f"{place.arm}, seed {place.seed}, step {place.step}, layer {layer}{name and f', {name}'}"
 
@@ -398,11 +399,13 @@ class _Measurement:
 
             key = self._key(name, place, rows, layer, region, applied)
             taken = finished_slab(self._journal, key, Slab, compute)
-            group.write({**where, "region": r, "applied_mask": a}, taken)
+            found.append(taken)
             if name == _ARM:
-                position = self._plan.layers.index(layer)
                 self.values[place.arm].fill(taken, (place.seed_index, place.step_index, r, a, rows, position))
             self._advance(np.size(taken.status), name, label)
+        axes = len(self._plan.regions), len(self._applied(name))
+        everywhere = {"region": slice(0, axes[0]), "applied_mask": slice(0, axes[1])}
+        group.write({**self._where(name, place, rows, layer), **everywhere}, Slab.stacked(found, axes))
 
     def _where(self, name: str, place: Place, rows: slice, layer: int) -> dict[str, int | slice]:
         step = 0 if name == "init" else place.step_index

@@ -83,9 +83,10 @@ class _Copy:
         contents = self.group.layout.contents
         variables = [v for v in contents.variables if v.dimensions[: len(SPECTRUM_AXES)] == SPECTRUM_AXES]
         block = {variable.name: self._read(variable, place) for variable in variables}
-        for region, mask in product(*(range(len(self.group.labels[axis])) for axis in ("region", "applied_mask"))):
-            one = {name: array[0, 0, region, mask, :, 0] for name, array in block.items()}
-            self.target.write({**place, "region": region, "applied_mask": mask}, self._slab(one))
+        whole = {axis: slice(0, len(self.group.labels[axis])) for axis in ("region", "applied_mask")}
+        self.target.write(
+            {**place, **whole}, self._slab({name: array[0, 0, :, :, :, 0] for name, array in block.items()})
+        )
         return block["status"].size
 
     def _slab(self, arrays: Mapping[str, NDArray[Any]]) -> Slab:
