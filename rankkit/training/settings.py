@@ -27,7 +27,7 @@ def from_table(kind: type[T], table: Mapping[str, Any], path: str) -> T:
     """Build a configuration dataclass from a TOML table, strictly.
 
     Args:
-        kind: a dataclass whose fields are scalars, enums, optional scalars, tuples of scalars, or such dataclasses.
+        kind: a dataclass whose fields are scalars, enums, optional scalars, mappings, tuples of scalars, or such dataclasses.
         table: parsed TOML.
         path: of the table inside the file, for messages.
 
@@ -49,6 +49,9 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint):
         if isinstance(value, Mapping):
             return from_table(typing.cast(type, hint), value, path)
+    elif typing.get_origin(hint) is Mapping:
+        if isinstance(value, Mapping):
+            return dict(value)  # of any keys: whoever reads it next checks them
     elif isinstance(hint, types.UnionType):
         return _value(next(option for option in hint.__args__ if option is not type(None)), value, path)
     elif typing.get_origin(hint) is tuple:
@@ -70,7 +73,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
 
 def _toml_name(hint: Any) -> str:
     """What a file calls a value of this type."""
-    if dataclasses.is_dataclass(hint):
+    if dataclasses.is_dataclass(hint) or typing.get_origin(hint) is Mapping:
         return "table"
     if typing.get_origin(hint) is tuple:
         return "list"
