@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from rankkit_kernels.attention import Plan, attend
+from rankkit_kernels.attention import attend
+from rankkit_kernels.plans import Plan
 from rankkit_kernels.row_blocks import adjoint_product, row_statistics
 from rankkit_kernels.scores import Scores
 

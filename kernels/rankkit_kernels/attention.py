@@ -14,15 +14,14 @@ explicit mask. The rectangle is cut in blocks of rows, and the mask of a block i
 the rows reversed, entry (i, j) depends on i + j alone, so one strip of rows + columns numbers seen through strides
 (1, 1) is the whole mask. On CUDA, where an explicit mask never reaches the flash kernel, torch's lower-right
 causal bias object is used instead. A band is such a matrix too, over the columns that the block's rows see; it has no
-bias object, so that on CUDA it is left to the memory-efficient kernel.
+bias object, so that on CUDA it is left to the memory-efficient kernel. A bias of relative positions (ALiBi) is one more
+number per offset: it is laid over the same strip, one for each head, and every call becomes a band.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -30,15 +29,17 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 
-__all__ = ["FusedCall", "Group", "Visibility", "attend", "attend_groups", "backend", "dense_attention"]
+from rankkit_kernels.plans import FusedCall, Group, Plan, Visibility, check_plan
+from rankkit_kernels.scores import OffsetBias
 
-Visibility = Literal["all", "past", "future", "band"]
-"""What a row sees of its columns: all, those at or before its own position, those at or after it, those near it."""
+__all__ = ["FusedCall", "Group", "Plan", "Visibility", "attend", "attend_groups", "backend", "dense_attention"]
 
 _BLOCK_ROWS = 256
 """Query rows per masked CPU call. 64 to 512 measured within 6% of each other at n = 1024 and 2048; smaller blocks
 compute fewer masked entries, larger ones launch fewer kernels."""
-_CUDA_BAND_ROWS = 1024  # query rows per band call on CUDA; chosen, not measured
+_CUDA_STRIP_ROWS = 1024
+"""Query rows per call with a band or a bias on CUDA; chosen, not measured. Its numbers lie in memory there, for a bias
+heads x 1024 x columns of them, once for all sequences, and are kept for the backward pass."""
 
 _HALF = (torch.bfloat16, torch.float16)
 """Computed in float32 on the CPU, for every plan alike. The CPU kernel sums gradients over rows in the input's own
@@ -46,88 +47,7 @@ precision: in bfloat16 a plan of two calls, or one on a reversed sequence, had u
 dense-mask SDPA, and two arms would have had different ones."""
 
 
-@dataclass(frozen=True, slots=True)
-class FusedCall:
-    """Rows of an attention matrix together with the columns that they see.
-
-    Positions are absolute, so `past` means column <= row whatever the rectangle.
-    """
-
-    rows: tuple[int, int]
-    """First query row, and one past the last."""
-    columns: tuple[int, int]
-    """First key column, and one past the last."""
-    sees: Visibility
-    """`past` needs rows that end where the columns end, `future` rows that start where they start, `band` rows within
-    the columns."""
-    behind: int = 0
-    """How many columns before its own position a row of a `band` sees."""
-    ahead: int = 0
-    """How many after it."""
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.rows[0] < self.rows[1] and 0 <= self.columns[0] < self.columns[1]):
-            raise ValueError(
-                f"rows and columns must be non-empty ranges, got {self.rows} and {self.columns}. Drop empty calls."
-            )
-        if self.sees == "past" and not (self.rows[1] == self.columns[1] and self.rows[0] >= self.columns[0]):
-            raise ValueError(
-                f"rows of a `past` call must end with its columns and start no earlier, got {self.rows} and "
-                f"{self.columns}. Split the call."
-            )
-        if self.sees == "future" and not (self.rows[0] == self.columns[0] and self.rows[1] <= self.columns[1]):
-            raise ValueError(
-                f"rows of a `future` call must start with its columns and end no later, got {self.rows} and "
-                f"{self.columns}. Split the call."
-            )
-        inside = self.columns[0] <= self.rows[0] and self.rows[1] <= self.columns[1]
-        if self.sees == "band" and not (inside and self.behind >= 0 and self.ahead >= 0):
-            raise ValueError(
-                f"rows of a `band` call must lie within its columns and see 0 or more on each side, got {self.rows}, "
-                f"{self.columns}, behind {self.behind} and ahead {self.ahead}. Split the call."
-            )
-        if self.sees != "band" and (self.behind or self.ahead):
-            raise ValueError(
-                f"behind and ahead must be 0 but for a `band`, got {self.behind} and {self.ahead} for "
-                f"{self.sees!r}. Leave them out."
-            )
-
-    def blocks(self, size: int) -> Iterator[FusedCall]:
-        """The call in blocks of `size` rows, each over the columns that its rows see."""
-        for start in range(*self.rows, size):
-            stop = min(start + size, self.rows[1])
-            first, last = self.columns
-            if self.sees == "band":
-                first, last = max(first, start - self.behind), min(last, stop + self.ahead)
-            elif self.sees == "future":
-                first = start
-            elif self.sees == "past":
-                last = stop
-            yield FusedCall((start, stop), (first, last), self.sees, self.behind, self.ahead)
-
-
-Plan = Sequence[FusedCall]
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Consecutive sequences of a batch, or heads of a layer, that share a plan."""
-
-    size: int
-    """How many sequences or heads."""
-    plan: tuple[FusedCall, ...] = ()
-    """Their plan; its rows must be 0..n in order, without gap or overlap."""
-    heads: tuple[Group, ...] = ()
-    """Of sequences: runs of heads, each with a plan of its own, in the place of `plan`."""
-
-    def __post_init__(self) -> None:
-        if bool(self.plan) == bool(self.heads):
-            raise ValueError(
-                f"a group must have either a plan or runs of heads, got {self.plan} and {self.heads}. Leave one out."
-            )
-
-
-def backend(device: torch.device, dtype: torch.dtype, *, banded: bool = False) -> str:
+def backend(device: torch.device, dtype: torch.dtype, *, masked: bool = False) -> str:
     """The fused kernel that every call on this device and dtype is pinned to.
 
     torch may otherwise choose different kernels for two arms of one experiment (on Hopper cuDNN for one,
@@ -136,7 +56,7 @@ def backend(device: torch.device, dtype: torch.dtype, *, banded: bool = False) -
     Args:
         device: where the tensors live.
         dtype: of queries, keys and values.
-        banded: whether the plan has a band, whose explicit mask the flash kernel does not take.
+        masked: whether there is a band or a bias, whose numbers the flash kernel does not take.
 
     Returns:
         `cpu-flash`, `flash`, `efficient` or `math`; `math`, torch's unfused path, serves float64 on CUDA, which has no
@@ -149,7 +69,7 @@ def backend(device: torch.device, dtype: torch.dtype, *, banded: bool = False) -
     if device.type != "cuda":
         return "default"
     if dtype in (torch.float16, torch.bfloat16):
-        return "efficient" if banded else "flash"
+        return "efficient" if masked else "flash"
     return "efficient" if dtype == torch.float32 else "math"
 
 
@@ -160,8 +80,8 @@ _CUDA_BACKENDS = {
 }
 
 
-def _pinned(query: Tensor, plan: Plan) -> contextlib.AbstractContextManager[None]:
-    name = backend(query.device, query.dtype, banded=any(call.sees == "band" for call in plan))
+def _pinned(query: Tensor, *, masked: bool) -> contextlib.AbstractContextManager[None]:
+    name = backend(query.device, query.dtype, masked=masked)
     if name in _CUDA_BACKENDS:
         return sdpa_kernel(_CUDA_BACKENDS[name])
     return contextlib.nullcontext()
@@ -199,27 +119,47 @@ def _lower_right(query: Tensor, key: Tensor, value: Tensor, scale: float | None)
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-2)
 
 
-def _reversed_band_mask(block: FusedCall, like: Tensor) -> Tensor:
-    """Additive mask "row column" for the reversed rows of a block, a view of rows + columns - 1 numbers.
+def _reversed_strip_mask(block: FusedCall, bias: OffsetBias | None, like: Tensor, queries: int) -> Tensor:
+    """Additive mask "... row column" for the reversed rows of a block, a view of rows + columns - 1 numbers per head.
 
     Row r is position rows[1] - 1 - r, so what decides, column - row, depends on r + c alone.
     """
     (start, stop), (first, last) = block.rows, block.columns
     offset = torch.arange(first - stop + 1, last - start, device=like.device)
-    hidden = (offset < -block.behind) | (offset > block.ahead)
-    strip = torch.zeros(len(offset), dtype=like.dtype, device=like.device).masked_fill_(hidden, -torch.inf)
-    mask = strip.as_strided((stop - start, last - first), (1, 1))
+    hidden = _hidden(offset, block)
+    if bias is None:
+        strip = torch.zeros(len(offset), dtype=like.dtype, device=like.device)
+    else:
+        strip = bias.within(block.rows, block.columns, queries).values.to(like)[None]  # fused calls want four axes
+    mask = strip.masked_fill(hidden, -torch.inf).unfold(-1, last - first, 1)
     return mask.contiguous() if like.device.type == "cuda" else mask  # its kernel wants rows aligned in memory
 
 
-def _band(query: Tensor, key: Tensor, value: Tensor, call: FusedCall, scale: float | None) -> Tensor:
-    """Every row sees what lies at most `behind` before and `ahead` after it; key and value are those of the call."""
-    size = _CUDA_BAND_ROWS if query.device.type == "cuda" else _BLOCK_ROWS
+def _hidden(offset: Tensor, call: FusedCall) -> Tensor:
+    """Which offsets, column - row, a call does not see."""
+    if call.sees == "band":
+        return (offset < -call.behind) | (offset > call.ahead)
+    if call.sees == "past":
+        return offset > 0
+    return offset < 0 if call.sees == "future" else torch.zeros_like(offset, dtype=torch.bool)
+
+
+def _by_strips(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    call: FusedCall,
+    bias: OffsetBias | None,
+    scale: float | None,
+    queries: int,
+) -> Tensor:
+    """A call by blocks of rows, each with its strip as a mask; key and value are those of the call."""
+    size = _CUDA_STRIP_ROWS if query.device.type == "cuda" else _BLOCK_ROWS
     outputs = []
     for block in call.blocks(size):
         rows = query[..., block.rows[0] - call.rows[0] : block.rows[1] - call.rows[0], :].flip(-2)
         seen = (block.columns[0] - call.columns[0], block.columns[1] - call.columns[0])
-        mask = _reversed_band_mask(block, query)
+        mask = _reversed_strip_mask(block, bias, query, queries)
         output = F.scaled_dot_product_attention(
             rows, _rows(key, *seen), _rows(value, *seen), attn_mask=mask, scale=scale
         )
@@ -234,20 +174,30 @@ def _rows(tensor: Tensor, start: int, stop: int) -> Tensor:
     return tensor[..., start:stop, :]
 
 
-def _one_call(query: Tensor, key: Tensor, value: Tensor, call: FusedCall, scale: float | None) -> Tensor:
+def _one_call(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    call: FusedCall,
+    bias: OffsetBias | None,
+    scale: float | None,
+    queries: int,
+) -> Tensor:
     key, value = _rows(key, *call.columns), _rows(value, *call.columns)
+    if bias is not None or call.sees == "band":
+        return _by_strips(query, key, value, call, bias, scale, queries)
     if call.sees == "all":
         return F.scaled_dot_product_attention(query, key, value, scale=scale)
     if call.sees == "past":
         return _lower_right(query, key, value, scale)
-    if call.sees == "band":
-        return _band(query, key, value, call, scale)
     # A row that sees its own position and later ones is, with both sequences reversed, one that sees earlier ones.
     return _lower_right(query.flip(-2), key.flip(-2), value.flip(-2), scale).flip(-2)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, plan: Plan, *, scale: float | None = None) -> Tensor:
-    """softmax(scale Q K^T, masked) V, fused, for the mask that `plan` describes.
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, plan: Plan, *, scale: float | None = None, bias: OffsetBias | None = None
+) -> Tensor:
+    """softmax(scale Q K^T + bias, masked) V, fused, for the mask that `plan` describes.
 
     Args:
         query: "batch head query feature", float64, float32, bfloat16 or float16.
@@ -255,30 +205,40 @@ def attend(query: Tensor, key: Tensor, value: Tensor, plan: Plan, *, scale: floa
         value: "batch head key feature"; its width must equal the query's, else torch leaves the fused path.
         plan: calls whose rows are 0..n in order, without gap or overlap.
         scale: of the logits; None for 1/sqrt(feature).
+        bias: "head offset", added to the logits of every sequence, rounded to the dtype that is computed in; it has no
+            gradient.
 
     Returns:
         "batch head query feature", differentiable in all three; the same dtype.
 
     Raises:
-        ValueError: shapes or the plan do not fit.
+        ValueError: shapes, the plan or the bias do not fit.
 
     Source: prefix attention as two calls on truncated keys; see the module docstring for the masks.
     """
     _check_shapes(query, key, value)
-    _check_plan(plan, query.shape[-2], key.shape[-2])
+    check_plan(plan, query.shape[-2], key.shape[-2])
+    _check_bias(bias, query, key)
     if query.device.type == "cpu" and query.dtype in _HALF:
-        return attend(query.float(), key.float(), value.float(), plan, scale=scale).to(query.dtype)
-    with _pinned(query, plan):
+        return attend(query.float(), key.float(), value.float(), plan, scale=scale, bias=bias).to(query.dtype)
+    queries = query.shape[-2]
+    with _pinned(query, masked=bias is not None or any(call.sees == "band" for call in plan)):
         if len(plan) == 1:
-            return _one_call(query, key, value, plan[0], scale)
+            return _one_call(query, key, value, plan[0], bias, scale, queries)
         outputs = []
         for rows, call in zip(query.split([call.rows[1] - call.rows[0] for call in plan], dim=-2), plan, strict=True):
-            outputs.append(_one_call(rows, key, value, call, scale))
+            outputs.append(_one_call(rows, key, value, call, bias, scale, queries))
         return torch.cat(outputs, dim=-2)
 
 
 def dense_attention(
-    query: Tensor, key: Tensor, value: Tensor, allowed: Tensor, *, scale: float | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    allowed: Tensor,
+    *,
+    scale: float | None = None,
+    bias: OffsetBias | None = None,
 ) -> Tensor:
     """The oracle of `attend`: softmax written out in float64 over an explicit mask.
 
@@ -288,12 +248,16 @@ def dense_attention(
         value: "... key feature".
         allowed: "query key", bool; a row that sees nothing gives zeros.
         scale: of the logits; None for 1/sqrt(feature).
+        bias: "... offset", added to the logits.
 
     Returns:
         "... query feature", float64, differentiable in all three.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     logits = scale * query.double() @ key.double().transpose(-1, -2)
+    if bias is not None:
+        rows, columns = logits.shape[-2:]
+        logits = logits + bias.block((0, rows), (0, columns), rows)
     logits = logits.masked_fill(~allowed, -torch.inf)
     largest = logits.detach().amax(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float64).min)
     weights = torch.exp(logits - largest)
@@ -301,7 +265,13 @@ def dense_attention(
 
 
 def attend_groups(
-    query: Tensor, key: Tensor, value: Tensor, groups: Sequence[Group], *, scale: float | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    groups: Sequence[Group],
+    *,
+    scale: float | None = None,
+    bias: OffsetBias | None = None,
 ) -> Tensor:
     """`attend` for a batch whose sequences, or their heads, have different masks: one plan for each run of equal ones.
 
@@ -311,6 +281,7 @@ def attend_groups(
         value: "batch head key feature".
         groups: consecutive runs that share out the batch.
         scale: of the logits; None for 1/sqrt(feature).
+        bias: as for `attend`.
 
     Returns:
         "batch head query feature".
@@ -324,21 +295,31 @@ def attend_groups(
             f"groups must share out the batch of {query.shape[0]}, got sizes {sizes}. Group the whole batch."
         )
     if len(groups) == 1:
-        return _attend_group(query, key, value, groups[0], scale)
+        return _attend_group(query, key, value, groups[0], scale, bias)
     parts = zip(query.split(sizes), key.split(sizes), value.split(sizes), groups, strict=True)
-    return torch.cat([_attend_group(q, k, v, group, scale) for q, k, v, group in parts])
+    return torch.cat([_attend_group(q, k, v, group, scale, bias) for q, k, v, group in parts])
 
 
-def _attend_group(query: Tensor, key: Tensor, value: Tensor, group: Group, scale: float | None) -> Tensor:
+def _attend_group(
+    query: Tensor, key: Tensor, value: Tensor, group: Group, scale: float | None, bias: OffsetBias | None
+) -> Tensor:
     """`attend` for sequences that share a plan, or one for each run of heads."""
     if not group.heads:
-        return attend(query, key, value, group.plan, scale=scale)
+        return attend(query, key, value, group.plan, scale=scale, bias=bias)
     sizes = [run.size for run in group.heads]
     if sum(sizes) != query.shape[1]:
         raise ValueError(f"heads must share out the {query.shape[1]} heads, got sizes {sizes}. Give every head a plan.")
-    parts = zip(*(tensor.split(sizes, dim=1) for tensor in (query, key, value)), group.heads, strict=True)
-    outputs = [attend(q, k, v, run.plan, scale=scale) for q, k, v, run in parts]
+    parts = zip(*(tensor.split(sizes, dim=1) for tensor in (query, key, value)), _split(bias, sizes), strict=True)
+    outputs = [
+        attend(q, k, v, run.plan, scale=scale, bias=part)
+        for (q, k, v, part), run in zip(parts, group.heads, strict=True)
+    ]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
+
+def _split(bias: OffsetBias | None, sizes: list[int]) -> Sequence[OffsetBias | None]:
+    """The bias of every run of heads."""
+    return [None] * len(sizes) if bias is None else [OffsetBias(values=part) for part in bias.values.split(sizes)]
 
 
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
@@ -350,16 +331,13 @@ def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
         )
 
 
-def _check_plan(plan: Plan, rows: int, columns: int) -> None:
-    position = 0
-    for call in plan:
-        if call.rows[0] != position or call.columns[1] > columns:
-            raise ValueError(
-                f"plan must share out rows 0..{rows} in order within {columns} columns, got {list(plan)}. "
-                "Make the plan for this sequence length."
-            )
-        position = call.rows[1]
-    if position != rows:
+def _check_bias(bias: OffsetBias | None, query: Tensor, key: Tensor) -> None:
+    if bias is None:
+        return
+    wanted = (query.shape[1], query.shape[-2] + key.shape[-2] - 1)
+    if tuple(bias.values.shape) != wanted or bias.values.device != query.device or bias.values.requires_grad:
         raise ValueError(
-            f"plan must share out rows 0..{rows}, got {list(plan)}. Make the plan for this sequence length."
+            f"bias must be (head, offset) numbers {wanted} on {query.device} without a gradient, got "
+            f"{tuple(bias.values.shape)} on {bias.values.device}, requires_grad {bias.values.requires_grad}. Make it for "
+            "these heads and positions, and detach it."
         )

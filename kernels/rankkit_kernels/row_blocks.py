@@ -31,7 +31,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from rankkit_kernels.attention import FusedCall, Plan, _check_plan
+from rankkit_kernels.plans import FusedCall, Plan, check_plan
 from rankkit_kernels.scores import Scores, softmax_with_sink
 
 __all__ = ["RowStatistics", "adjoint_product", "gram_product", "product", "row_statistics"]
@@ -213,7 +213,7 @@ def _check(query: Tensor, key: Tensor, plan: Plan, probes: Tensor | None = None,
             f"its transpose (..., query, probe), on one device, got {[tuple(tensor.shape) for tensor in tensors]} on "
             f"{[str(tensor.device) for tensor in tensors]}. Expand the leading axes; cut the probes to the positions."
         )
-    _check_plan(plan, query.shape[-2], key.shape[-2])
+    check_plan(plan, query.shape[-2], key.shape[-2])
 
 
 # Products.

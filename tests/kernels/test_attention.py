@@ -10,12 +10,18 @@ from torch.profiler import ProfilerActivity, profile
 
 from rankkit.masks import Backward, Bidirectional, Causal, Mask, Mixed, Prefix, PrefixTransposed, Window, batch_groups
 from rankkit_kernels.attention import FusedCall, Group, attend, attend_groups, backend, dense_attention
+from rankkit_kernels.scores import OffsetBias
 
 LENGTHS = (1, 2, 7, 64, 129, 512)
 HEAD_DIMS = (16, 32, 64)
 EXTENTS = ((1, 1), (2, 3))  # batch, heads
 # Relative to the largest entry. float64: a few hundred roundings of 1.1e-16. float32: the same of 6e-8.
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-6}
+MIXTURES = (
+    Mixed((Causal(), Causal(), Backward())),
+    Mixed((Backward(), Prefix(3), Backward())),
+    Mixed((Bidirectional(),) * 3),
+)
 
 
 def prefix_lengths(n: int) -> list[int]:
@@ -52,11 +58,17 @@ def relative_errors(found: list[Tensor], expected: list[Tensor]) -> list[float]:
     return [float((f - e).abs().max()) / max(float(e.abs().max()), floor) for f, e in zip(found, expected, strict=True)]
 
 
-def reference(mask: Mask | Mixed, tensors: list[Tensor]) -> list[Tensor]:
+def alibi(heads: int, n: int, dtype: torch.dtype = torch.float64) -> OffsetBias:
+    """-m_h |i - j|, by offset."""
+    slopes = 2.0 ** (-8 * torch.arange(1, heads + 1, dtype=torch.float64) / heads)
+    return OffsetBias(values=(-slopes[:, None] * torch.arange(1 - n, n).abs()).to(dtype))
+
+
+def reference(mask: Mask | Mixed, tensors: list[Tensor], bias: OffsetBias | None = None) -> list[Tensor]:
     query, key, value, cotangent = (tensor.detach().double() for tensor in tensors)
     leaves = [tensor.requires_grad_() for tensor in (query, key, value)]
     allowed = mask.allowed(query.shape[-2])
-    return outputs_and_gradients(lambda q, k, v: dense_attention(q, k, v, allowed), *leaves, cotangent)
+    return outputs_and_gradients(lambda q, k, v: dense_attention(q, k, v, allowed, bias=bias), *leaves, cotangent)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -116,13 +128,6 @@ def test_groups_equal_one_call_per_sequence() -> None:
             torch.testing.assert_close(whole[row : row + 1], single, rtol=1e-12, atol=1e-12)
 
 
-MIXTURES = (
-    Mixed((Causal(), Causal(), Backward())),
-    Mixed((Backward(), Prefix(3), Backward())),
-    Mixed((Bidirectional(),) * 3),
-)
-
-
 @pytest.mark.parametrize("n", [1, 2, 7, 129, 512])
 def test_heads_under_masks_of_their_own_equal_dense_float64_in_outputs_and_all_gradients(n: int) -> None:
     for dtype, tolerance in TOLERANCES.items():
@@ -162,6 +167,38 @@ def test_groups_of_heads_that_do_not_fit_are_refused() -> None:
             Group(1, **arguments)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n", [1, 2, 7, 300])
+def test_a_bias_by_offset_equals_dense_float64_in_outputs_and_all_gradients(n: int, dtype: torch.dtype) -> None:
+    tensors, bias = factors(2, 3, n, 16, dtype), alibi(3, n)
+    # float32 numbers of -n / 16 are rounded to 1e-6 of them; bfloat16 factors are computed in float32, outputs rounded.
+    tolerance = {torch.float64: 1e-12, torch.float32: 2e-6 + n * 1e-8, torch.bfloat16: 2.0**-7}[dtype]
+    for mask in [*masks(n), *(MIXTURES if n > 2 else MIXTURES[:1])]:
+        groups = batch_groups([mask] * 2, n)
+        found = outputs_and_gradients(lambda q, k, v, g=groups: attend_groups(q, k, v, g, bias=bias), *tensors)
+        assert max(relative_errors(found, reference(mask, tensors, bias))) < tolerance, mask
+
+
+def test_any_bias_by_offset_may_hide_keys_and_lies_over_the_masks_strip() -> None:
+    n, generator = 300, torch.Generator().manual_seed(0)
+    values = torch.randn(2, 2 * n - 1, generator=generator, dtype=torch.float64)
+    values[1, n + 4 :] = -torch.inf  # the second head sees no further than five ahead
+    tensors, bias = factors(1, 2, n, 16, torch.float64), OffsetBias(values=values)
+    for mask in (Causal(), Backward(), Bidirectional(), Prefix(100), Window(40, 9)):
+        found = outputs_and_gradients(lambda q, k, v, m=mask: attend(q, k, v, m.fused_plan(n), bias=bias), *tensors)
+        assert max(relative_errors(found, reference(mask, tensors, bias))) < 1e-12, mask
+
+
+def test_biases_that_do_not_fit_are_refused() -> None:
+    query, key, value, _ = factors(1, 3, 8, 16, torch.float32)
+    plan = Causal().fused_plan(8)
+    for values in (torch.zeros(3, 14), torch.zeros(2, 15), torch.zeros(15), torch.zeros(3, 15, requires_grad=True)):
+        with pytest.raises(
+            ValueError, match=r"bias must be \(head, offset\) numbers \(3, 15\) on cpu without a gradient"
+        ):
+            attend(query, key, value, plan, bias=OffsetBias(values=values))
+
+
 def test_scale_is_applied() -> None:
     query, key, value, _ = factors(1, 2, 7, 16, torch.float64)
     expected = dense_attention(query, key, value, Prefix(3).allowed(7), scale=0.7)
@@ -174,7 +211,10 @@ def test_every_call_stays_on_the_fused_cpu_kernel_forward_and_backward(dtype: to
     tensors = factors(1, 1, n, 16, dtype)
     for mask in (Causal(), Backward(), Bidirectional(), Prefix(20), PrefixTransposed(20), Window(50), Window(9, 9)):
         with profile(activities=[ProfilerActivity.CPU]) as recorded:
-            outputs_and_gradients(lambda q, k, v, m=mask, n=n: attend(q, k, v, m.fused_plan(n)), *tensors)
+            for bias in (None, alibi(1, n)):
+                outputs_and_gradients(
+                    lambda q, k, v, m=mask, b=bias: attend(q, k, v, m.fused_plan(n), bias=b), *tensors
+                )
         names = {event.key for event in recorded.key_averages()}
         assert "aten::_scaled_dot_product_flash_attention_for_cpu" in names
         assert "aten::_scaled_dot_product_flash_attention_for_cpu_backward" in names
@@ -186,6 +226,7 @@ import resource, sys, threading, time
 import torch
 from rankkit.masks import Backward, Causal, Prefix, Window
 from rankkit_kernels.attention import attend
+from rankkit_kernels.scores import OffsetBias
 
 def resident():
     with open("/proc/self/statm") as file:
@@ -193,9 +234,9 @@ def resident():
 
 torch.set_num_threads(1)
 n = 8192
-def run(n, mask):
+def run(n, mask, bias=None):
     query, key, value = (torch.rand(1, 1, n, 64, requires_grad=True) for _ in range(3))
-    attend(query, key, value, mask.fused_plan(n)).sum().backward()
+    attend(query, key, value, mask.fused_plan(n), bias=bias).sum().backward()
 run(64, Prefix(32))  # what the libraries allocate once is not ours
 peak, done = 0, False
 def watch():
@@ -208,6 +249,9 @@ thread = threading.Thread(target=watch)
 thread.start()
 for mask in (Causal(), Prefix(n // 2), Prefix(3 * n // 4), Backward(), Window(n // 2, 100)):
     run(n, mask)
+bias = OffsetBias(values=-torch.arange(1.0 - n, n).abs()[None] / 256)
+for mask in (Causal(), Prefix(n // 2)):
+    run(n, mask, bias)
 done = True
 thread.join()
 print((peak - before) / (3 * n * 64 * 4))
@@ -224,7 +268,7 @@ def test_peak_memory_at_8192_positions_with_gradients_stays_below_ten_times_the_
 def test_backend_names_the_pinned_kernel() -> None:
     assert backend(torch.device("cpu"), torch.float64) == "cpu-flash"
     assert backend(torch.device("cuda"), torch.bfloat16) == "flash"
-    assert backend(torch.device("cuda"), torch.bfloat16, banded=True) == "efficient"
+    assert backend(torch.device("cuda"), torch.bfloat16, masked=True) == "efficient"
     assert backend(torch.device("cuda"), torch.float32) == "efficient"
     assert backend(torch.device("cuda"), torch.float64) == "math"
     assert backend(torch.device("mps"), torch.float32) == "default"
@@ -237,12 +281,15 @@ def test_cuda_equals_dense_float64(dtype: torch.dtype) -> None:
     tolerance = {torch.float32: 2e-5, torch.bfloat16: 4e-2}[dtype]  # tensor-core accumulation, not the CPU's
     for n in (7, 129, 512):
         tensors = factors(2, 2, n, 32, dtype)
-        for mask in masks(n):
+        for mask, bias in [(mask, bias) for mask in masks(n) for bias in (None, alibi(2, n))]:
             on_device = [tensor.detach().cuda().requires_grad_() for tensor in tensors[:3]] + [
                 tensors[3].detach().cuda()
             ]
-            found = outputs_and_gradients(lambda q, k, v, m=mask, n=n: attend(q, k, v, m.fused_plan(n)), *on_device)
-            errors = relative_errors([tensor.cpu() for tensor in found], reference(mask, tensors))
+            there = None if bias is None else OffsetBias(values=bias.values.cuda())
+            found = outputs_and_gradients(
+                lambda q, k, v, m=mask, n=n, b=there: attend(q, k, v, m.fused_plan(n), bias=b), *on_device
+            )
+            errors = relative_errors([tensor.cpu() for tensor in found], reference(mask, tensors, bias))
             assert max(errors) < tolerance, mask
 
 
