@@ -19,6 +19,7 @@ __all__ = [
     "Method",
     "correlation_over_seeds",
     "correlation_within_seeds",
+    "correlations_by_seed",
     "detectable_over_seeds",
     "detectable_within_seeds",
     "partial_correlation",
@@ -108,6 +109,26 @@ def correlation_over_seeds(
     )
 
 
+def correlations_by_seed(x: ArrayLike, y: ArrayLike, controls: ArrayLike = (), *, method: Method = "pearson") -> Array:
+    """Partial correlation over the points of each seed.
+
+    Args:
+        x: "seed point".
+        y: "seed point".
+        controls: "control seed point".
+        method: as in `partial_correlation`.
+
+    Returns:
+        "seed"; nan where a seed has none.
+    """
+    first, second = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    held = np.asarray(controls, dtype=np.float64)
+    held = held.reshape(0, *first.shape) if held.size == 0 else held
+    return np.array(
+        [partial_correlation(first[seed], second[seed], held[:, seed], method=method) for seed in range(len(first))]
+    )
+
+
 def correlation_within_seeds(
     x: ArrayLike, y: ArrayLike, controls: ArrayLike = (), *, method: Method = "pearson"
 ) -> Interval:
@@ -126,7 +147,7 @@ def correlation_within_seeds(
     Returns:
         The interval, counting the seeds that have a correlation; nan where none has one.
     """
-    z = _z_by_seed(x, y, controls, method)
+    z = _z(correlations_by_seed(x, y, controls, method=method))
     if z.size == 0:
         return Interval(mean=math.nan, lower=math.nan, upper=math.nan, count=0, kind=_OVER_SEEDS)
     found = mean_interval(z, kind=_OVER_SEEDS)
@@ -146,18 +167,12 @@ def detectable_within_seeds(
     x: ArrayLike, y: ArrayLike, controls: ArrayLike = (), *, method: Method = "pearson"
 ) -> float:
     """The same for `correlation_within_seeds`, from how much the seeds' own correlations were seen to vary."""
-    return math.tanh(minimum_detectable_effect(_z_by_seed(x, y, controls, method)))
+    return math.tanh(minimum_detectable_effect(_z(correlations_by_seed(x, y, controls, method=method))))
 
 
-def _z_by_seed(x: ArrayLike, y: ArrayLike, controls: ArrayLike, method: Method) -> Array:
+def _z(by_seed: Array) -> Array:
     """Fisher's z of every seed that has a correlation."""
-    first, second = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    held = np.asarray(controls, dtype=np.float64)
-    held = held.reshape(0, *first.shape) if held.size == 0 else held
-    by_seed = [
-        partial_correlation(first[seed], second[seed], held[:, seed], method=method) for seed in range(len(first))
-    ]
-    return np.array([_fisher(value) for value in by_seed if not math.isnan(value)])
+    return np.array([_fisher(value) for value in by_seed.tolist() if not math.isnan(value)])
 
 
 def _fisher(correlation: float) -> float:
