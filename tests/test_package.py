@@ -23,8 +23,8 @@ def found() -> list[pkgutil.ModuleInfo]:
 
 
 MODULES = sorted({"rankkit", "rankkit_kernels", *(e.name for e in found() if not e.name.endswith("__main__"))})
-PACKAGES = sorted({"rankkit", *(entry.name for entry in found() if entry.ispkg)})
-"""Those that offer names; kernels are imported module by module."""
+PACKAGES = sorted({"rankkit", *(entry.name for entry in found() if entry.ispkg and entry.name.count(".") < 2)})
+"""The rooms, which offer names; what lies in a room's own packages is imported module by module, as are kernels."""
 
 
 def python(code: str, folder: Path) -> str:

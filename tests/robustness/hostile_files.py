@@ -309,12 +309,16 @@ def much_text_in_attributes(file: h5py.File) -> None:
 @_hostile("refused", "must have its texts in whole heaps, got object 0 of 0 bytes", of_bytes=True)
 def heap_without_end(data: bytearray) -> bytearray:
     """Free space without a size: HDF5 steps over it by nothing, for ever."""
-    heap = data.index(b"GCOL")
-    position = heap + 16
-    while int.from_bytes(data[position : position + 2], "little"):
-        position += 16 + -(-int.from_bytes(data[position + 8 : position + 16], "little") // 8) * 8
-    data[position + 8 : position + 16] = bytes(8)
-    return data
+    heap = data.find(b"GCOL")
+    while heap >= 0:
+        position, stop = heap + 16, heap + int.from_bytes(data[heap + 8 : heap + 16], "little")
+        while position < stop and int.from_bytes(data[position : position + 2], "little"):
+            position += 16 + -(-int.from_bytes(data[position + 8 : position + 16], "little") // 8) * 8
+        if position + 16 <= stop:
+            data[position + 8 : position + 16] = bytes(8)
+            return data
+        heap = data.find(b"GCOL", stop)  # this one has no room for an object
+    raise AssertionError("one heap must have free space")
 
 
 @_hostile("harmless", of_bytes=True)
