@@ -80,6 +80,8 @@ def _attention(
         for row in range(len(x)):
             seen = np.flatnonzero(allowed[head, row])
             scores = key[seen] @ query[row] / np.sqrt(config.head_dim)
+            if config.position == "alibi":
+                scores = scores - 2 ** (-8 * (head + 1) / config.num_heads) * np.abs(seen - row)
             scores = np.zeros(len(seen)) if uniform else scores
             shares = np.exp(scores - scores.max())
             matrix[row, seen] = shares / shares.sum()

@@ -35,6 +35,8 @@ Mode: TypeAlias = Literal["auto", "qk", "eager", "torch"]
 class Captured:
     """What a `capture` has seen: one operator per (layer, sequence), in the order of the forward passes.
 
+    Where heads of a layer have different masks it is one per (layer, sequence, run of heads with one mask).
+
     Empty until the model has run inside the context.
     """
 
@@ -74,7 +76,7 @@ class Captured:
             yield from found.operators()
 
     def __len__(self) -> int:
-        return sum(len(found.masks) for found in self._found)
+        return sum(len(found.masks) * len(found.head_runs) for found in self._found)
 
 
 @contextlib.contextmanager

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, replace
+from itertools import groupby, product
 from typing import TypeAlias
 
 from torch import Tensor
 
 from rankkit.hooks.masks_seen import SeenMask, mask_name
-from rankkit.masks import Mask
-from rankkit.operators import AttentionOperator, Bias, DenseOperator
+from rankkit.masks import LayerMask, Mask, Mixed
+from rankkit.operators import AttentionOperator, Bias, DenseOperator, OffsetBias
 
-__all__ = ["LayerAttention", "LayerFactors", "LayerMatrices"]
+__all__ = ["LayerAttention", "LayerFactors", "LayerMatrices", "Place"]
+
+Place: TypeAlias = tuple[slice, slice]
+"""Sequences, and heads among those that are handed over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -28,10 +31,12 @@ class LayerFactors:
     """"sequence head query feature", after the position encoding."""
     key: Tensor
     """"sequence head key feature", one for each query head."""
-    masks: tuple[Mask, ...]
-    """One per sequence."""
+    masks: tuple[LayerMask, ...]
+    """One per sequence, or one for each of its heads."""
     scale: float
     """Of the logits."""
+    bias: OffsetBias | None = None
+    """"head offset", added to the logits of every sequence of a rankkit model; of others' models `seen` has it."""
     output: Tensor | None = None
     """"sequence query d_model": what the layer adds to the residual stream, sum_h A_h X W_V^h W_O^h over all heads; None
     unless it was asked for."""
@@ -51,33 +56,63 @@ class LayerFactors:
         """The class of each sequence's mask: `causal`, `padded causal`, ..., or `other`."""
         return tuple(map(mask_name, self.masks)) if not self.seen else tuple(seen.name for seen in self.seen)
 
+    @property
+    def head_runs(self) -> tuple[slice, ...]:
+        """Neighbouring heads with equal masks in every sequence; all heads where none has a mask of its own."""
+        mixed = [mask for mask in self.masks if isinstance(mask, Mixed)]
+        starts = sorted({heads.start for mask in mixed for heads, _ in mask.runs} | {0})
+        stops = [*starts[1:], self.query.shape[1]]
+        return tuple(slice(*ends) for ends in zip(starts, stops, strict=True))
+
     def operators(self) -> Iterator[AttentionOperator]:
-        """One operator "head query feature" per sequence."""
-        for sequence, mask in enumerate(self.masks):
-            yield self._operator(sequence, mask, {"sequence": sequence})
+        """One operator "head query feature" per sequence, or per sequence and run of heads with one mask.
 
-    def operators_by_mask(self) -> Iterator[tuple[slice, AttentionOperator]]:
-        """One operator "sequence head query feature" per run of sequences with equal masks, with their slice."""
-        start = 0
-        for (mask, _, _), run in groupby(range(len(self.masks)), key=self._alike):
-            stop = start + len(list(run))
-            yield slice(start, stop), self._operator(slice(start, stop), mask, {})
-            start = stop
+        Its label `heads` then names them, counted among those that were captured: `0..1`.
+        """
+        for sequence, heads in product(range(len(self.masks)), self.head_runs):
+            labels: dict[str, int | str] = {"sequence": sequence}
+            if len(self.head_runs) > 1:
+                labels["heads"] = f"{heads.start}..{heads.stop - 1}"
+            yield self._of_heads(heads)._operator(sequence, labels)
 
-    def _alike(self, sequence: int) -> tuple[Mask, int | None, slice | None]:
+    def operators_by_mask(self) -> Iterator[tuple[Place, AttentionOperator]]:
+        """One operator "sequence head query feature" per run of sequences and heads with equal masks, with their place."""
+        for heads in self.head_runs:
+            part, start = self._of_heads(heads), 0
+            for _, run in groupby(range(len(self.masks)), key=part._alike):
+                stop = start + len(list(run))
+                yield (slice(start, stop), heads), part._operator(slice(start, stop), {})
+                start = stop
+
+    def _of_heads(self, heads: slice) -> LayerFactors:
+        """Neighbouring heads that share a mask in every sequence."""
+        if heads == slice(0, self.query.shape[1]) and not any(isinstance(mask, Mixed) for mask in self.masks):
+            return self
+        masks = (mask.masks[heads.start] if isinstance(mask, Mixed) else mask for mask in self.masks)
+        return replace(
+            self,
+            query=self.query[:, heads],
+            key=self.key[:, heads],
+            masks=tuple(masks),
+            bias=None if self.bias is None else OffsetBias(values=self.bias.values[heads]),
+            sink=None if self.sink is None else self.sink[heads],
+        )
+
+    def _alike(self, sequence: int) -> tuple[LayerMask, int | None, slice | None]:
         """What sequences that are handed over together share."""
         bias = self._bias(sequence)
         return self.masks[sequence], None if bias is None else id(bias), self._keys(sequence)
 
     def _bias(self, sequence: int) -> Bias | None:
-        return self.seen[sequence].bias if self.seen else None
+        return self.seen[sequence].bias if self.seen else self.bias
 
     def _keys(self, sequence: int) -> slice | None:
         return self.seen[sequence].keys if self.seen else None
 
-    def _operator(self, sequences: int | slice, mask: Mask, labels: dict[str, int | str]) -> AttentionOperator:
+    def _operator(self, sequences: int | slice, labels: dict[str, int | str]) -> AttentionOperator:
         first = sequences.start if isinstance(sequences, slice) else sequences
-        key = self.key[sequences]
+        key, mask = self.key[sequences], self.masks[first]
+        assert isinstance(mask, Mask), "heads with masks of their own are taken apart first"
         keys = self._keys(first)
         return AttentionOperator(
             query=self.query[sequences],
@@ -125,12 +160,17 @@ class LayerMatrices:
         for sequence in range(len(self.matrices)):
             yield self._operator(sequence, {"sequence": sequence})
 
-    def operators_by_mask(self) -> Iterator[tuple[slice, DenseOperator]]:
-        """One operator "sequence head query key" per run of sequences with equal masks, with their slice."""
+    @property
+    def head_runs(self) -> tuple[slice, ...]:
+        """All heads, which share a mask."""
+        return (slice(0, self.matrices.shape[1]),)
+
+    def operators_by_mask(self) -> Iterator[tuple[Place, DenseOperator]]:
+        """One operator "sequence head query key" per run of sequences with equal masks, with their place."""
         start = 0
         for _, run in groupby(self.seen, key=lambda seen: (seen.mask, seen.name, seen.keys)):
             stop = start + len(list(run))
-            yield slice(start, stop), self._operator(slice(start, stop), {})
+            yield (slice(start, stop), self.head_runs[0]), self._operator(slice(start, stop), {})
             start = stop
 
     def _operator(self, sequences: int | slice, labels: dict[str, int | str]) -> DenseOperator:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rankkit.hooks.biases_seen import bias_of
-from rankkit.masks import Backward, Bidirectional, Causal, Cross, Mask, Padded, Prefix, Window
+from rankkit.masks import Backward, Bidirectional, Causal, Cross, LayerMask, Mask, Padded, Prefix, Window
 from rankkit.operators import Bias, DenseBias
 
 __all__ = ["HIDDEN", "MaskReader", "SeenMask", "classify", "mask_name"]
@@ -37,7 +37,7 @@ class SeenMask:
     """Those keys of another sequence that are not padding; None for all."""
 
 
-def mask_name(mask: Mask) -> str:
+def mask_name(mask: LayerMask) -> str:
     """The class in lower case, with `padded` before it where there is padding: `causal`, `padded window`."""
     name = type(mask).__name__.lower()
     return f"{name} {mask_name(mask.mask)}" if isinstance(mask, Padded) else name

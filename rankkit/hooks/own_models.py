@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from rankkit.hooks.factors import LayerFactors
 from rankkit.hooks.modules import AttentionLayer, attention_layers, check_whole_sequences, select_heads
+from rankkit.masks import LayerMask, Mixed
+from rankkit.operators import OffsetBias
 
-__all__ = ["hooked_kernels"]
+__all__ = ["hooked_kernels", "kernel_factors"]
 
 
 @contextmanager
@@ -62,17 +64,34 @@ def _on_inputs(
     layer: int, heads: list[int] | None, receive: Callable[[LayerFactors], None]
 ) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        query, key, _value, masks = inputs
-        check_whole_sequences(query, key)
-        receive(
-            LayerFactors(
-                layer=layer,
-                kind="self",
-                query=select_heads(query, heads, layer),
-                key=select_heads(key, heads, layer),
-                masks=tuple(masks),
-                scale=query.shape[-1] ** -0.5,
-            )
-        )
+        receive(kernel_factors(layer, heads, inputs))
 
     return hook
+
+
+def kernel_factors(layer: int, heads: list[int] | None, inputs: tuple[Any, ...]) -> LayerFactors:
+    """The factors that a layer's kernel is called with.
+
+    Args:
+        layer: its number.
+        heads: which are wanted, ascending; None for all.
+        inputs: of `FusedAttention`.
+
+    Raises:
+        CaptureError: the layer lacks a head that was asked for, or runs with a key-value cache.
+    """
+    query, key, _value, masks, bias = inputs
+    check_whole_sequences(query, key)
+    return LayerFactors(
+        layer=layer,
+        kind="self",
+        query=select_heads(query, heads, layer),
+        key=select_heads(key, heads, layer),
+        masks=tuple(_of_heads(mask, heads) for mask in masks),
+        scale=query.shape[-1] ** -0.5,
+        bias=None if bias is None else OffsetBias(values=bias if heads is None else bias[heads]),
+    )
+
+
+def _of_heads(mask: LayerMask, heads: list[int] | None) -> LayerMask:
+    return mask.of_heads(heads) if isinstance(mask, Mixed) and heads is not None else mask

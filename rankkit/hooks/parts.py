@@ -75,7 +75,7 @@ def gives_back(factors: LayerFactors, weights: Tensor) -> bool:
         weights: "sequence head query key", the model's.
     """
     limit = DIFFERENCE if weights.dtype in (torch.float32, torch.float64) else DIFFERENCE_HALF
-    for sequences, operator in factors.operators_by_mask():
+    for (sequences, _), operator in factors.operators_by_mask():
         seen = factors.seen[sequences.start]
         rows = visible_rows(seen, operator.rows).nonzero()[:, 0].tolist()
         theirs = weights[sequences] if seen.keys is None else weights[sequences][..., seen.keys]

@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
-from rankkit.hooks.factors import LayerFactors
-from rankkit.hooks.modules import AttentionLayer, attention_layers, check_whole_sequences, select_heads
+from rankkit.hooks.modules import AttentionLayer, attention_layers, select_heads
+from rankkit.hooks.own_models import kernel_factors
 from rankkit.operators import AttentionOperator
 
 __all__ = ["Replacement", "replaced_attention"]
@@ -33,8 +33,8 @@ def replaced_attention(
 
     Args:
         model: a rankkit `Transformer`.
-        replacement: called for each chosen layer with every run of sequences that share a mask; what it returns is cast
-            to the model's dtype. It gets detached tensors, so gradients do not flow through it.
+        replacement: called for each chosen layer with every run of sequences and heads that share a mask; what it returns is
+            cast to the model's dtype. It gets detached tensors, so gradients do not flow through it.
         layers: which, counted from 0; None for all.
         heads: which of each of those layers; None for all.
 
@@ -55,17 +55,12 @@ def _hook(
     layer: AttentionLayer, heads: list[int] | None, replacement: Replacement
 ) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
     def hook(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        query, key, value, masks = inputs
-        check_whole_sequences(query, key)
-        query, key, value = (select_heads(tensor, heads, layer.number) for tensor in (query, key, value))
-        factors = LayerFactors(
-            layer=layer.number, kind="self", query=query, key=key, masks=tuple(masks), scale=query.shape[-1] ** -0.5
-        )
+        factors = kernel_factors(layer.number, heads, inputs)
+        value = select_heads(inputs[2], heads, layer.number)
+        numbers = range(output.shape[1]) if heads is None else heads
         changed = output.clone()
-        for sequences, operator in factors.operators_by_mask():
-            changed[sequences, slice(None) if heads is None else heads] = replacement(operator, value[sequences]).to(
-                output
-            )
+        for (sequences, part), operator in factors.operators_by_mask():
+            changed[sequences][:, list(numbers[part])] = replacement(operator, value[sequences, part]).to(output)
         return changed
 
     return hook

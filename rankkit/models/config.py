@@ -11,7 +11,7 @@ from rankkit.masks import LayerMask, MaskKind
 
 __all__ = ["ModelConfig", "Position"]
 
-Position = Literal["rope", "learned", "none"]
+Position = Literal["rope", "learned", "none", "alibi"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,7 @@ class ModelConfig:
     mlp_ratio: int = 4
     """Hidden width of the MLP over d_model."""
     position: Position = "rope"
-    """Position encoding: rotary, a learned vector per position, or none."""
+    """Position encoding: rotary, a learned vector per position, none, or logits that fall with the distance."""
     rope_base: float = 10000.0
     """Wavelength base of `rope`."""
     initial_std: float = 0.02

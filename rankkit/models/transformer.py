@@ -21,7 +21,9 @@ from rankkit.errors import ConfigurationError
 from rankkit.masks import LayerMask, batch_groups
 from rankkit.models.config import ModelConfig
 from rankkit.models.initialization import initialize
+from rankkit.models.positions import alibi, rotate, rotation_angles
 from rankkit_kernels.attention import attend_groups
+from rankkit_kernels.scores import OffsetBias
 
 __all__ = ["FusedAttention", "KeyValueCache", "Transformer", "uniform_attention"]
 
@@ -49,16 +51,22 @@ class KeyValueCache:
 class FusedAttention(nn.Module):
     """The call that mixes positions, a module without weights so that a hook sees exactly what the kernel gets.
 
-    Its inputs are the query and key after the position encoding, "batch head position feature".
+    Its inputs are the query and key after the position encoding, "batch head position feature", and what `alibi` adds to
+    their products, "head offset".
     """
 
     # Prefix lengths change from batch to batch: compiled around, not through.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, masks: Sequence[LayerMask]) -> Tensor:
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, masks: Sequence[LayerMask], bias: Tensor | None
+    ) -> Tensor:
         """Attention under one mask per sequence; with a cache, the one new row sees every key."""
         if query.shape[-2] != key.shape[-2]:
-            return F.scaled_dot_product_attention(query, key, value)
-        return attend_groups(query, key, value, batch_groups(masks, query.shape[-2]))
+            # Offsets of one row are its keys.
+            row = None if bias is None else rearrange(bias, "head key -> 1 head 1 key")
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=row)
+        added = None if bias is None else OffsetBias(values=bias)
+        return attend_groups(query, key, value, batch_groups(masks, query.shape[-2]), bias=added)
 
 
 class Attention(nn.Module):
@@ -73,7 +81,12 @@ class Attention(nn.Module):
         self.output = nn.Linear(width, config.d_model, bias=False)
 
     def forward(
-        self, x: Tensor, masks: Sequence[LayerMask], rotation: tuple[Tensor, Tensor] | None, cache: KeyValueCache | None
+        self,
+        x: Tensor,
+        masks: Sequence[LayerMask],
+        rotation: tuple[Tensor, Tensor] | None,
+        bias: Tensor | None,
+        cache: KeyValueCache | None,
     ) -> Tensor:
         """Mix positions; x is "batch position d_model"."""
         projected = rearrange(
@@ -83,9 +96,11 @@ class Attention(nn.Module):
         query, key, value = projected.unbind(0)
         if rotation is not None:
             query, key = rotate(query, *rotation), rotate(key, *rotation)
+        if bias is not None:
+            bias = bias.to(query.dtype)  # under autocast that is not the residual stream's
         if cache is not None:
             key, value = cache.extend(self.layer, key, value)
-        mixed = self.fused(query, key, value, masks)
+        mixed = self.fused(query, key, value, masks, bias)
         return self.output(rearrange(mixed, "batch head position feature -> batch position (head feature)"))  # type: ignore[no-any-return]
 
 
@@ -113,31 +128,16 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self, x: Tensor, masks: Sequence[LayerMask], rotation: tuple[Tensor, Tensor] | None, cache: KeyValueCache | None
+        self,
+        x: Tensor,
+        masks: Sequence[LayerMask],
+        rotation: tuple[Tensor, Tensor] | None,
+        bias: Tensor | None,
+        cache: KeyValueCache | None,
     ) -> Tensor:
         """One layer; x is "batch position d_model"."""
-        x = x + self.attention(self.attention_norm(x), masks, rotation, cache)
+        x = x + self.attention(self.attention_norm(x), masks, rotation, bias, cache)
         return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]
-
-
-def rotation_angles(positions: Tensor, head_dim: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of rotary positions, "position feature".
-
-    Angle of pair k at position m: m * base^(-2k / head_dim), computed in float64 and rounded once.
-
-    Source: Su et al. (2021), RoFormer, section 3.2.2.
-    """
-    pairs = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float64)
-    angles = positions.double()[:, None] * base ** (-pairs / head_dim)
-    both = torch.cat((angles, angles), dim=-1)
-    return both.cos().to(dtype), both.sin().to(dtype)
-
-
-def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Rotate the pairs (k, k + head_dim / 2) of "... position feature"; a rotation, so norms stay."""
-    first, second = x.chunk(2, dim=-1)
-    turned = x * cosines + torch.cat((-second, first), dim=-1) * sines
-    return turned.to(x.dtype)
 
 
 class Transformer(nn.Module):
@@ -184,12 +184,14 @@ class Transformer(nn.Module):
         x = self.embedding(tokens)
         if self.config.position == "learned":
             x = x + self.positions(positions)
-        rotation = None
+        rotation = bias = None
         if self.config.position == "rope":
             rotation = rotation_angles(positions, self.config.head_dim, self.config.rope_base, x.dtype)
+        if self.config.position == "alibi":
+            bias = alibi(self.config.num_heads, length, start + length, device=x.device, dtype=x.dtype)
         for layer, block in enumerate(self.blocks):
             masks = [self.config.mask_in(layer, prefix_length) for prefix_length in lengths]
-            x = block(x, masks, rotation, cache)
+            x = block(x, masks, rotation, bias, cache)
         return self.norm(x)  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -231,13 +233,14 @@ class Transformer(nn.Module):
 
 @contextlib.contextmanager
 def uniform_attention(model: Transformer) -> Iterator[None]:
-    """Every head attends to all it may see alike, while the context lasts: all logits are zero.
+    """Every head attends to all it may see alike, while the context lasts: all logits are zero, biases too.
 
     The mask stays, so the loss under it says what is left of the model when attention cannot choose.
     """
 
     def zero_query(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (torch.zeros_like(inputs[0]), *inputs[1:])
+        query, key, value, masks, _bias = inputs
+        return torch.zeros_like(query), key, value, masks, None
 
     handles = [
         module.register_forward_pre_hook(zero_query) for module in model.modules() if isinstance(module, FusedAttention)

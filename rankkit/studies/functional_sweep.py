@@ -126,13 +126,19 @@ def plan_functional_rank(
 
     Raises:
         RunError: no arm has finished a seed, or arms have finished different seeds.
-        ConfigurationError: ranks, scopes, samples or a prefix that this run does not have.
+        ConfigurationError: ranks, scopes, samples or a prefix that this run does not have, or heads of one layer under
+            several masks.
     """
     model, n = run.config.base.model, run.config.base.model.sequence_length
     if not scopes or len(set(scopes)) < len(scopes) or set(scopes) - set(SCOPES):
         raise ConfigurationError(
             f"scopes must be among {', '.join(SCOPES)}, each once, got {list(scopes)}. Choose some."
         )
+    for arm in run.config.arms:
+        if run.config.arm(arm).model.mask is MaskKind.MIXED_HEADS:
+            raise ConfigurationError(
+                f"functional rank must have one mask for all heads of a layer, got mixed-heads (arm {arm}). Leave it out."
+            )
     if samples is None:
         count = run.config.base.train.evaluation_sequences
         available = evaluation_sequences(run.tokens(), count=count, sequence_length=n).tokens

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from rankkit.errors import CaptureError
 from rankkit.hooks import LayerFactors, capture
-from rankkit.masks import MaskKind
+from rankkit.masks import Backward, Causal, MaskKind
 from rankkit.models import KeyValueCache, Transformer, transformer
+from rankkit.operators import OffsetBias
 
 LENGTH = 12
 PREFIXES = [5, 5, 0, 11]
@@ -63,24 +64,59 @@ def test_gradients_are_bit_identical_too() -> None:
     assert all(torch.equal(plain, captured) for plain, captured in zip(*found, strict=True))
 
 
-@pytest.mark.parametrize("position", ["rope", "learned", "none"])
-@pytest.mark.parametrize("mask", [MaskKind.CAUSAL, MaskKind.PREFIX])
+@pytest.mark.parametrize("position", ["rope", "learned", "none", "alibi"])
+@pytest.mark.parametrize("mask", list(MaskKind))
 def test_factors_and_matrices_are_those_of_the_model_written_slowly(mask: MaskKind, position: Any) -> None:
     model, tokens = model_of(mask, position), some_tokens()
     with torch.no_grad(), capture(model) as operators:
         model(tokens, PREFIXES)
-    assert len(operators) == LAYERS * len(PREFIXES)
-    for operator in operators:
+    runs = [slice(0, 2), slice(2, 3)] if mask is MaskKind.MIXED_HEADS else [slice(0, 3)]
+    assert len(operators) == LAYERS * len(PREFIXES) * len(runs)
+    for number, operator in enumerate(operators):
         layer, sequence = int(operator.labels["layer"]), int(operator.labels["sequence"])
-        expected_mask = mask.at(PREFIXES[sequence])
-        assert operator.mask == expected_mask
+        heads = runs[number % len(runs)]
+        assert operator.labels.get("heads") == (None if len(runs) == 1 else f"{heads.start}..{heads.stop - 1}")
+        allowed = reference.allowed(model.config, PREFIXES[sequence], LENGTH)
+        assert torch.equal(operator.mask.allowed(LENGTH), torch.from_numpy(allowed[layer, heads.start]))
         assert operator.labels["kind"] == "self"
         assert operator.scale == 8**-0.5
-        slow = reference.forward(model, tokens[sequence].tolist(), expected_mask.allowed(LENGTH).numpy())
+        slow = reference.forward(model, tokens[sequence].tolist(), allowed)
         for found, expected in (
             (operator.query, slow.queries), (operator.key, slow.keys), (operator.dense(), slow.attention),
         ):  # fmt: skip
-            np.testing.assert_allclose(found.numpy(), np.stack(expected[layer]), rtol=0, atol=1e-11)
+            np.testing.assert_allclose(found.numpy(), np.stack(expected[layer][heads]), rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("mask", [MaskKind.CAUSAL, MaskKind.PREFIX, MaskKind.MIXED_HEADS])
+def test_products_under_alibi_are_those_of_the_models_matrices_without_them(mask: MaskKind) -> None:
+    model, tokens = model_of(mask, "alibi"), some_tokens()
+    with torch.no_grad(), capture(model) as operators:
+        model(tokens, PREFIXES)
+    for operator in operators:
+        assert isinstance(operator.bias, OffsetBias)
+        sequence, heads = int(operator.labels["sequence"]), operator.batch_shape[0]
+        slow = reference.forward(
+            model, tokens[sequence].tolist(), reference.allowed(model.config, PREFIXES[sequence], LENGTH)
+        )
+        first = int(str(operator.labels.get("heads", "0")).split("..")[0])
+        matrix = torch.from_numpy(np.stack(slow.attention[int(operator.labels["layer"])][first : first + heads]))
+        probes = torch.randn(heads, LENGTH, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(operator @ probes, matrix @ probes, rtol=0, atol=1e-11)
+        torch.testing.assert_close(operator.T @ probes, matrix.mT @ probes, rtol=0, atol=1e-11)
+        torch.testing.assert_close(operator.gram_product(probes)[1], matrix.mT @ matrix @ probes, rtol=0, atol=1e-11)
+
+
+def test_chosen_heads_keep_their_masks_and_biases() -> None:
+    model, tokens = model_of(MaskKind.MIXED_HEADS, "alibi"), some_tokens()
+    with torch.no_grad(), capture(model) as everything:
+        model(tokens, PREFIXES)
+    with torch.no_grad(), capture(model, heads=[2, 1]) as chosen:
+        model(tokens, PREFIXES)
+    for whole, some in zip(everything.layers, chosen.layers, strict=True):
+        (_, looking_back), (_, looking_ahead) = some.operators_by_mask()
+        assert (looking_back.mask, looking_ahead.mask) == (Causal(), Backward())
+        both = torch.cat([operator.dense() for _, operator in whole.operators_by_mask()], dim=1)
+        assert torch.equal(torch.cat([looking_back.dense(), looking_ahead.dense()], dim=1), both[:, 1:])
 
 
 def test_dense_times_values_is_what_the_fused_kernel_returned() -> None:
@@ -135,7 +171,7 @@ def test_operators_by_mask_join_equal_neighbours_into_the_same_matrices() -> Non
     (factors,) = captured.layers
     single = [operator.dense() for operator in factors.operators()]
     runs = list(factors.operators_by_mask())
-    assert [(part.start, part.stop, operator.mask) for part, operator in runs] == [
+    assert [(part.start, part.stop, operator.mask) for (part, _), operator in runs] == [
         (0, 2, MaskKind.PREFIX.at(5)), (2, 3, MaskKind.PREFIX.at(0)), (3, 4, MaskKind.PREFIX.at(11)),
     ]  # fmt: skip
     assert torch.equal(torch.cat([operator.dense() for _, operator in runs]), torch.stack(single))
@@ -209,7 +245,7 @@ def test_hooks_are_removed_however_the_context_ends(failure: str, monkeypatch: p
             raise KeyError
 
     if failure == "forward":
-        monkeypatch.setattr(transformer, "attend_groups", lambda *_: {}["nothing"])
+        monkeypatch.setattr(transformer, "attend_groups", lambda *_, **__: {}["nothing"])
     try:
         with capture(model, on_layer=receive):
             assert hooks_of(model) == LAYERS

@@ -111,7 +111,7 @@ def test_a_forward_pass_that_failed_leaves_nothing_for_the_next_one(monkeypatch:
     model = model_of()
     with torch.no_grad(), capture(model, outputs=True, layers=[1]) as captured:
         with monkeypatch.context() as broken:
-            broken.setattr(transformer, "attend_groups", lambda *_: {}["nothing"])
+            broken.setattr(transformer, "attend_groups", lambda *_, **__: {}["nothing"])
             with pytest.raises(KeyError):
                 model(some_tokens(), PREFIXES)
         model(some_tokens()[:2], 4)

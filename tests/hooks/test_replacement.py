@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rankkit.errors import CaptureError
 from rankkit.hooks import capture, replaced_attention
-from rankkit.masks import MaskKind
+from rankkit.masks import Backward, Causal, MaskKind
 from rankkit.models import KeyValueCache, Transformer
 from rankkit.operators import AttentionOperator
 
@@ -41,7 +41,7 @@ def dense_product(operator: AttentionOperator, value: Tensor) -> Tensor:
     return operator.dense() @ value.double()
 
 
-@pytest.mark.parametrize("mask", [MaskKind.CAUSAL, MaskKind.PREFIX])
+@pytest.mark.parametrize("mask", list(MaskKind))
 def test_attention_written_out_in_its_place_gives_the_models_own_output(mask: MaskKind) -> None:
     model, tokens = model_of(mask), some_tokens()
     with torch.no_grad():
@@ -63,6 +63,24 @@ def test_only_the_chosen_heads_of_the_chosen_layers_change_and_the_others_keep_t
     assert torch.equal(mixed[1][:, 1], before[1][:, 1])
     assert (mixed[1][:, [0, 2]] == 7).all()
     assert not torch.equal(mixed[2], before[2])
+
+
+def test_chosen_heads_of_a_mixture_are_replaced_under_their_own_masks() -> None:
+    model, tokens, seen = model_of(MaskKind.MIXED_HEADS), some_tokens(), []
+    mixed = mixed_by(model)
+
+    def watch(operator: AttentionOperator, value: Tensor) -> Tensor:
+        seen.append(operator.mask)
+        return dense_product(operator, value) + 1
+
+    with torch.no_grad():
+        model(tokens, PREFIXES)
+        before = dict(mixed)
+        with replaced_attention(model, watch, layers=[0], heads=[2, 1]):
+            model(tokens, PREFIXES)
+    assert seen == [Causal(), Backward()]
+    assert torch.equal(mixed[0][:, 0], before[0][:, 0])
+    torch.testing.assert_close(mixed[0][:, 1:], before[0][:, 1:] + 1, rtol=0, atol=1e-11)
 
 
 def test_the_function_gets_each_run_of_equal_masks_with_its_own_queries_keys_and_values() -> None:

@@ -273,7 +273,7 @@ def test_a_mask_of_one_s_own_is_used_and_told(family: str) -> None:
         assert torch.equal(model(**inputs, attention_mask=allowed)[0], plain)
     assert captured.layers[0].masks == tuple(map(Prefix, lengths))
     assert captured.layers[0].mask_names == ("prefix",) * 3
-    assert [part for part, _ in captured.layers[0].operators_by_mask()] == [slice(0, 2), slice(2, 3)]
+    assert [part for (part, _), _ in captured.layers[0].operators_by_mask()] == [slice(0, 2), slice(2, 3)]
     added = torch.where(allowed, 0.0, torch.finfo(torch.float32).min)
     for factors, maps in zip(
         captured.layers, eager_maps(model, {**inputs, "attention_mask": added})["", "self"], strict=True
@@ -325,7 +325,7 @@ def test_factors_that_do_not_give_back_the_eager_attention_are_replaced_by_it(mo
         visible = found.masks[sequence].visible_positions(LENGTH)
         assert not operator.matrix[:, visible.stop :].any()
         torch.testing.assert_close(operator.matrix[:, : visible.stop].sum(dim=-1), torch.ones(4, visible.stop))
-    assert [part for part, _ in found.operators_by_mask()] == [slice(0, 1), slice(1, 2), slice(2, 3)]
+    assert [part for (part, _), _ in found.operators_by_mask()] == [slice(0, 1), slice(1, 2), slice(2, 3)]
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma2"])

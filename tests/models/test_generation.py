@@ -15,7 +15,7 @@ from rankkit.masks import MaskKind
 from rankkit.models import KeyValueCache, Transformer, generate
 
 ARMS = (MaskKind.CAUSAL, MaskKind.PREFIX)
-POSITIONS = ("rope", "learned", "none")
+POSITIONS = ("rope", "learned", "none", "alibi")
 PROMPT = [5, 1, 30, 2, 17, 8]
 
 
@@ -117,7 +117,9 @@ def test_impossible_requests_are_refused(changes: dict[str, Any], message: str) 
         next(generate(model_of(), request.pop("prompt"), **request))
 
 
-@pytest.mark.parametrize("mask", [MaskKind.BIDIRECTIONAL, MaskKind.BACKWARD])
+@pytest.mark.parametrize("mask", [
+    MaskKind.BIDIRECTIONAL, MaskKind.BACKWARD, MaskKind.MIXED_HEADS, MaskKind.MIXED_LAYERS,
+])  # fmt: skip
 def test_models_whose_reading_would_change_with_the_writing_are_refused(mask: MaskKind) -> None:
     with pytest.raises(
         ConfigurationError, match=f"mask must hide the continuation from what came before it, got {mask}"

@@ -15,7 +15,7 @@ from rankkit.masks import MaskKind
 from rankkit.models import ModelConfig, Transformer, transformer
 from rankkit.training.presets import preset
 
-POSITIONS = ("rope", "learned", "none")
+POSITIONS = ("rope", "learned", "none", "alibi")
 
 
 def counts(config: ModelConfig) -> tuple[int, int]:
@@ -91,7 +91,7 @@ def test_a_plain_string_names_its_mask() -> None:
         ({"head_dim": 0}, "head_dim must be at least 1, got 0"),
         ({"mlp_ratio": 0}, "mlp_ratio must be at least 1, got 0"),
         ({"sequence_length": 1}, "sequence_length must be at least 2, got 1. One token predicts nothing"),
-        ({"position": "alibi"}, "position must be one of rope, learned, none, got 'alibi'. Choose"),
+        ({"position": "sinusoidal"}, "position must be one of rope, learned, none, alibi, got 'sinusoidal'. Choose"),
         ({"head_dim": 7}, "head_dim must be even with rope, got 7. Choose an even head_dim or another position"),
         ({"initial_std": 0.0}, "initial_std must be positive, got 0.0"),
         ({"initial_std": float("nan")}, "initial_std must be positive, got nan"),

@@ -14,12 +14,12 @@ from torch import Tensor
 from rankkit.errors import ConfigurationError
 from rankkit.masks import MaskKind
 from rankkit.models import Transformer
-from rankkit.models.transformer import rotate, rotation_angles
+from rankkit.models.positions import alibi, rotate, rotation_angles
 from rankkit.training import Objective
-from rankkit.training.objective import target_rows
+from rankkit.training.objective import NextTokens
 
 LENGTH = 12
-POSITIONS = ("rope", "learned", "none")
+POSITIONS = ("rope", "learned", "none", "alibi")
 ARMS = (MaskKind.CAUSAL, MaskKind.PREFIX)
 ROUNDING = 1e-12  # float64, a few thousand operations on numbers of order one
 
@@ -74,13 +74,13 @@ def test_a_token_changes_exactly_the_rows_that_may_see_it(mask: MaskKind, prefix
     assert torch.equal(depends, mask.at(prefix_length).allowed(LENGTH))
 
 
-@pytest.mark.parametrize("objective", list(Objective))
+@pytest.mark.parametrize("objective", [Objective.SUFFIX, Objective.FULL])
 @pytest.mark.parametrize("mask", ARMS)
 def test_no_predicting_row_changes_with_the_token_that_it_predicts(mask: MaskKind, objective: Objective) -> None:
-    """What the loss reads, as the loss reads it: rows from `target_rows`, in one batch of all prefix lengths."""
+    """What the loss reads, as the loss reads it: rows of the objective, in one batch of all prefix lengths."""
     lengths = [1] if objective is Objective.FULL and mask is MaskKind.PREFIX else list(range(LENGTH))
     model, tokens = model_of(mask, "rope"), some_tokens(len(lengths), LENGTH)
-    rows = target_rows(objective, mask, tokens, lengths)
+    rows = NextTokens(objective).examples(mask, tokens, lengths, "").rows
     before = predictions(model, tokens, lengths)
     for column in range(1, LENGTH):
         changed = tokens.clone()
@@ -119,7 +119,7 @@ def test_theorem_10_without_positions_the_prefix_is_a_set() -> None:
 
 
 @pytest.mark.parametrize(("position", "mask"), [("none", MaskKind.CAUSAL), ("rope", MaskKind.PREFIX),
-                                                ("learned", MaskKind.PREFIX)])  # fmt: skip
+                                                ("learned", MaskKind.PREFIX), ("alibi", MaskKind.PREFIX)])  # fmt: skip
 def test_theorem_10_fails_for_causal_masks_and_with_positions(position: Any, mask: MaskKind) -> None:
     before, after = permuted_prefix(position, mask)
     assert float((after[6:] - before[6:]).abs().max()) > 1e-3
@@ -136,6 +136,15 @@ def test_rotation_keeps_norms_and_makes_scores_of_distances_alone() -> None:
     scores, later = (turned(query, first) @ turned(key, first).T for first in (0, 1000))
     torch.testing.assert_close(later, scores, rtol=0, atol=1e-11)  # angles up to 1000 are rounded to 1e-13
     assert float((turned(query, 0) @ turned(key, 1).T - scores).abs().max()) > 1e-3
+
+
+def test_alibi_falls_with_the_distance_by_slopes_that_halve_over_eight_heads() -> None:
+    found = alibi(8, 3, 5, device=torch.device("cpu"), dtype=torch.float64)  # rows are positions 2, 3 and 4
+    assert found.shape == (8, 7)
+    for head, slope in enumerate((1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128, 1 / 256)):
+        for row, column in np.ndindex(3, 5):
+            assert float(found[head, column - row + 2]) == -slope * abs(row + 2 - column)
+    assert float(alibi(3, 2, 2, device=torch.device("cpu"), dtype=torch.float32)[0, 0]) == -np.float32(2 ** (-8 / 3))
 
 
 def test_sequences_of_a_batch_do_not_see_each_other() -> None:
@@ -170,7 +179,7 @@ def test_one_prefix_length_per_sequence_is_required() -> None:
 
 def test_learned_positions_end_and_others_do_not() -> None:
     tokens = some_tokens(1, 33)
-    for position in ("rope", "none"):
+    for position in ("rope", "none", "alibi"):
         assert model_of(MaskKind.CAUSAL, position)(tokens, 0).isfinite().all()
     with pytest.raises(
         ConfigurationError, match=r"tokens must be at most 32 \(sequence_length of learned positions\), got 33"

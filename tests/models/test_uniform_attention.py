@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import reference
@@ -17,8 +19,8 @@ LENGTH = 10
 TOKENS = torch.tensor([[3, 14, 15, 9, 2, 6, 5, 35, 8, 9]])
 
 
-def model_of(mask: MaskKind) -> Transformer:
-    return widen(Transformer(model_config(mask=mask, vocab_size=40)))
+def model_of(mask: MaskKind, position: Any = "rope") -> Transformer:
+    return widen(Transformer(model_config(mask=mask, position=position, vocab_size=40)))
 
 
 @torch.no_grad()
@@ -26,9 +28,10 @@ def logits(model: Transformer) -> Tensor:
     return model.logits(model(TOKENS, 4))[0]
 
 
+@pytest.mark.parametrize("position", ["rope", "alibi"])
 @pytest.mark.parametrize("mask", [MaskKind.CAUSAL, MaskKind.PREFIX])
-def test_every_head_is_uniform_over_its_visible_keys(mask: MaskKind) -> None:
-    model = model_of(mask)
+def test_every_head_is_uniform_over_its_visible_keys(mask: MaskKind, position: Any) -> None:
+    model = model_of(mask, position)
     with uniform_attention(model), capture(model) as operators:
         logits(model)
     allowed = mask.at(4).allowed(LENGTH).double()

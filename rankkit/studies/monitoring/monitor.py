@@ -224,14 +224,12 @@ class Monitor:
         precision = (found.query if isinstance(found, LayerFactors) else found.matrices).dtype
         values: LayerValues = {}
         failed = 0
-        for sequences, operator in found.operators_by_mask():
+        for place, operator in found.operators_by_mask():
             measured = spectrum(operator, precision=precision, **cast(Any, self._how))
             self.unavailable.update(measured.unavailable)
             failed += int(measured.failed.sum())
             for name, tensor in _columns(measured).items():
-                values.setdefault(name, np.full((len(found.masks), heads), np.nan))[sequences] = tensor.numpy(
-                    force=True
-                )
+                values.setdefault(name, np.full((len(found.masks), heads), np.nan))[place] = tensor.numpy(force=True)
         return values, failed
 
 

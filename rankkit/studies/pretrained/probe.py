@@ -163,7 +163,7 @@ def _facts(seen: LayerAttention) -> tuple[LayerFacts, int, int]:
     facts = LayerFacts(
         layer=seen.layer,
         name=name,
-        mask=_inner(seen.masks[0]),
+        mask=_inner(seen.seen[0].mask),
         heads=operator.batch_shape[-1],
         features=operator.query.shape[-1] if isinstance(operator, AttentionOperator) else None,
         scale=seen.scale if isinstance(seen, LayerFactors) else None,
