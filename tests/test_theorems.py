@@ -1,8 +1,7 @@
 """The theorems that the measures rest on, each over random masks, sizes and logit scales.
 
 The two sides of a claim never share code: what rankkit computes in float64 stands against elimination in many digits, exact
-fractions, or LAPACK where that can be trusted. Theorem 10, that a prefix language model without positions takes its prefix
-as a set, is about models and is tested with them. `test_mutations` breaks the masks and sees every theorem fail.
+fractions, or LAPACK where that can be trusted. `test_mutations` breaks the masks and sees every theorem fail.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from hypothesis import strategies as st
 from tiny import model_config, widen
 
 from rankkit.hooks import capture
-from rankkit.masks import Backward, Bidirectional, Causal, Cross, Mask, Prefix, PrefixTransposed, Window
+from rankkit.masks import Backward, Bidirectional, Causal, Cross, Mask, MaskKind, Prefix, PrefixTransposed, Window
 from rankkit.models import Transformer
-from rankkit.models.transformer import rotate, rotation_angles
+from rankkit.models.positions import rotate, rotation_angles
 from rankkit.operators import AttentionOperator, OffsetBias
 from rankkit.spectra import measures
 from rankkit.spectra import spectrum as spectrum_of
@@ -609,6 +608,58 @@ def test_9_measures_are_the_renyi_numbers_of_their_shares(values: list[float]) -
         }
     for measure, value in expected.items():
         assert abs(float(measure(sigma)) - float(value)) <= SLACK * float(value)
+
+
+# 10. Prefix language models without positions.
+
+
+@st.composite
+def permuted(draw: st.DrawFn) -> tuple[list[int], list[int], int]:
+    """Twelve different tokens, another order of the first p, which are two or more, and a seed of weights."""
+    p = draw(st.integers(2, 10))
+    order = draw(st.permutations(range(p)).filter(lambda order: order != list(range(p))))
+    return draw(st.permutations(range(20)))[:12], order, draw(st.integers(0, 99))
+
+
+def hidden_before_and_after(
+    case: tuple[list[int], list[int], int], mask: MaskKind, position: Any, layers: int = 2
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Hidden states in both orders, prefix rows of the second put back where their tokens stood in the first; and p."""
+    tokens, order, seed = case
+    config = model_config(mask=mask, position=position, vocab_size=20, num_layers=layers)
+    model, p = widen(Transformer(config), seed=seed), len(order)
+    with torch.no_grad():
+        before, after = (
+            model(torch.tensor([row]), p)[0] for row in (tokens, [tokens[each] for each in order] + tokens[p:])
+        )
+    return before, torch.cat([after[torch.tensor(order).argsort()], after[p:]]), p
+
+
+@theorem(10, examples=25, case=permuted())
+def test_10_without_positions_the_prefix_is_a_set(case: tuple[list[int], list[int], int]) -> None:
+    before, after, _ = hidden_before_and_after(case, MaskKind.PREFIX, "none")
+    assert float((after - before).abs().max()) < SLACK
+
+
+@theorem(10, examples=15, case=permuted())
+def test_10_a_causal_model_knows_the_order_of_its_prefix_from_two_layers_on(
+    case: tuple[list[int], list[int], int],
+) -> None:
+    """In one layer a suffix row sums over the same keys; a prefix row sees others."""
+    before, after, p = hidden_before_and_after(case, MaskKind.CAUSAL, "none")
+    assert float((after[p:] - before[p:]).abs().max()) > 1e-6
+    assert float((after[:p] - before[:p]).abs().max()) > 1e-6
+    before, after, p = hidden_before_and_after(case, MaskKind.CAUSAL, "none", layers=1)
+    assert float((after[p:] - before[p:]).abs().max()) < SLACK
+
+
+@theorem(10, examples=15, case=permuted(), position=st.sampled_from(["rope", "learned", "alibi"]))
+def test_10_positions_tell_a_prefix_from_its_permutations(
+    case: tuple[list[int], list[int], int], position: str
+) -> None:
+    """By later rows: to the prefix itself, symmetric distances are the same when it is read backwards."""
+    before, after, p = hidden_before_and_after(case, MaskKind.PREFIX, position)
+    assert float((after[p:] - before[p:]).abs().max()) > 1e-6
 
 
 # 11. More closed forms.
