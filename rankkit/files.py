@@ -436,6 +436,10 @@ class RunDirectory:
         """The measured spectra."""
         return self.path / "spectrum.h5"
 
+    def initial_weights(self, seed: int) -> Path:
+        """A copy of the trained weights that all arms of a seed begin with, in a run that goes on from another."""
+        return self.path / "initial" / f"seed-{seed}.safetensors"
+
     def unit(self, arm: str, seed: int) -> Path:
         """The folder of one arm under one seed."""
         return self.path / arm / f"seed-{seed}"

@@ -7,7 +7,7 @@ checkpoint. It is made from files alone, so that units trained on other machines
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -20,8 +20,7 @@ from rankkit.models.transformer import Transformer
 from rankkit.studies.run import Run
 from rankkit.training.checkpoints import CheckpointFacts, read_facts
 from rankkit.training.config import ARMS, ArmConfig, differing_fields
-from rankkit.training.consumption import CHAINS, Consumption, evaluation_hash, parameter_hashes
-from rankkit.training.objective import target_rows
+from rankkit.training.consumption import Consumption, evaluation_hash, parameter_hashes
 from rankkit.training.trainer import Trainer
 
 __all__ = [
@@ -39,20 +38,27 @@ def declared_fields(one: str, other: str) -> list[str]:
     return sorted(key for key in ARMS[one] if ARMS[one][key] != ARMS[other][key])
 
 
-def _must_match(one: str, other: str) -> list[str]:
-    """The chains that two arms must share; target rows follow the objective."""
-    return [chain for chain in CHAINS if not (chain == "target_rows" and "objective" in declared_fields(one, other))]
+_MEANING = {
+    "tokens": "tokens",
+    "prefix_lengths": "prefix lengths",
+    "target_rows": "target rows",
+    "inputs": "masked inputs",
+}
+_OF_THE_STREAM = ("tokens", "prefix_lengths")  # the other chains are what an objective makes of it
 
 
-_MEANING = {"tokens": "tokens", "prefix_lengths": "prefix lengths", "target_rows": "target rows"}
+def _must_match(one: str, other: str, chains: Iterable[str]) -> list[str]:
+    """Those of an arm's chains that another arm must share."""
+    same_objective = "objective" not in declared_fields(one, other)
+    return [chain for chain in _MEANING if chain in chains and (same_objective or chain in _OF_THE_STREAM)]
 
 
 def compare_chains(one: CheckpointFacts, other: CheckpointFacts) -> list[str]:
     """What two arms did not consume alike up to the same step, named."""
     return [
         f"{_MEANING[chain]} up to step {one.step}"
-        for chain in _must_match(one.arm, other.arm)
-        if one.chains[chain] != other.chains[chain]
+        for chain in _must_match(one.arm, other.arm, one.chains)
+        if one.chains[chain] != other.chains.get(chain)
     ]
 
 
@@ -106,7 +112,8 @@ class MatchWatch:
         """
         reported = self._steps.setdefault((seed, step), {})
         for other, others_chains in reported.items():
-            wrong = [chain for chain in _must_match(arm, other) if chains[chain] != others_chains[chain]]
+            shared = _must_match(arm, other, chains)
+            wrong = [chain for chain in shared if chains[chain] != others_chains.get(chain)]
             if wrong:
                 what = [f"{_MEANING[chain]} of step {step}" for chain in wrong]
                 raise _mismatch(other, arm, seed, what)
@@ -189,7 +196,7 @@ def _pairs(run: Run, facts: Mapping[tuple[str, int], Mapping[int, CheckpointFact
                 "seed": seed,
                 "declared": declared_fields(one, other),
                 "fields": {name: [str(value) for value in values] for name, values in fields.items()},
-                "compared": _compared(one, other, common),
+                "compared": _compared(common, _must_match(one, other, first[common[0]].chains)) if common else [],
                 "steps": common,
                 "environment": _environments(first, second, common),
                 "problems": problems,
@@ -197,12 +204,10 @@ def _pairs(run: Run, facts: Mapping[tuple[str, int], Mapping[int, CheckpointFact
             }
 
 
-def _compared(one: str, other: str, steps: Sequence[int]) -> list[str]:
+def _compared(steps: Sequence[int], chains: Sequence[str]) -> list[str]:
     """What the common checkpoints allow to compare."""
-    if not steps:
-        return []
     beginning = ["initial weights", "evaluation sequences"] if 0 in steps else []
-    return ["settings", *beginning, *(_MEANING[chain] for chain in _must_match(one, other))]
+    return ["settings", *beginning, *(_MEANING[chain] for chain in chains)]
 
 
 def _environments(
@@ -271,18 +276,24 @@ def recompute_problems(run: Run) -> list[str]:
         ]
         if 0 not in by_step:
             problems.append(f"{arm}, seed {seed}: the checkpoint of step 0 is missing")
-        elif parameter_hashes(Transformer(config.model, seed=seed)) != by_step[0].parameters:
-            problems.append(f"{arm}, seed {seed}: initial weights are not those of its configuration and seed")
+        elif parameter_hashes(_initial_model(run, config, seed)) != by_step[0].parameters:
+            whose = "its configuration and seed" if run.config.initial is None else run.config.initial.source
+            problems.append(f"{arm}, seed {seed}: initial weights are not those of {whose}")
         if any(facts.evaluation_sha256 != _evaluation_hash(run) for facts in by_step.values()):
             problems.append(f"{arm}, seed {seed}: evaluation sequences are not those of its configuration and text")
         chains = dict(_replayed_chains(run, config, seed, max(by_step)))
         problems += [
             f"{arm}, seed {seed}, step {step}: {_MEANING[chain]} consumed are not those of its configuration and text"
             for step, facts in by_step.items()
-            for chain in CHAINS
-            if facts.chains[chain] != chains[step][chain]
+            for chain in facts.chains
+            if facts.chains[chain] != chains[step].get(chain)
         ]
     return problems
+
+
+def _initial_model(run: Run, config: ArmConfig, seed: int) -> Transformer:
+    beginning = run.beginning(seed)
+    return Transformer(config.model, seed=seed) if beginning is None else beginning.model(config.model)
 
 
 def _evaluation_hash(run: Run) -> str:
@@ -294,11 +305,13 @@ def _evaluation_hash(run: Run) -> str:
 def _replayed_chains(run: Run, config: ArmConfig, seed: int, steps: int) -> Iterator[tuple[int, dict[str, str]]]:
     """The chains after every step, from the stream alone."""
     stream = Trainer.stream_of(config, seed=seed, tokens=run.tokens())
-    consumption = Consumption()
+    consumption = Consumption.of(config.task)
+    beginning = run.beginning(seed)
+    first = beginning.batches if beginning is not None else 0
     yield 0, dict(consumption.chains)
     for step in range(steps):
-        batch = stream.batch(step)
+        batch = stream.batch(first + step)
         tokens = torch.from_numpy(batch.tokens)
-        rows = target_rows(config.train.objective, config.model.mask, tokens, batch.prefix_lengths)
-        consumption.add(tokens, batch.prefix_lengths, rows)
+        examples = Trainer.examples_of(config, seed, first + step, tokens, batch.prefix_lengths)
+        consumption.add(tokens, batch.prefix_lengths, examples)
         yield step + 1, dict(consumption.chains)

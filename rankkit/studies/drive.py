@@ -112,7 +112,13 @@ def _drive_in_turn(
     for _, group in groupby(units, key=lambda unit: unit[1]):
         generators = [
             train_unit(
-                run.directory, arm, run.config.arm(arm), seed, device=device, stop=lambda: stop() or bool(failed)
+                run.directory,
+                arm,
+                run.config.arm(arm),
+                seed,
+                device=device,
+                stop=lambda: stop() or bool(failed),
+                beginning=run.beginning(seed),
             )
             for arm, seed in group
         ]
@@ -286,7 +292,8 @@ def _train(
 ) -> None:
     """One unit; whatever it raises is sent to the parent, which decides."""
     try:
-        for message in train_unit(run.directory, arm, run.config.arm(arm), seed, device=device, stop=stop):
+        config, beginning = run.config.arm(arm), run.beginning(seed)
+        for message in train_unit(run.directory, arm, config, seed, device=device, stop=stop, beginning=beginning):
             connection.send(message)
             if isinstance(message, Ready) and connection.recv() == _STOP:
                 return

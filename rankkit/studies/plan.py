@@ -13,7 +13,7 @@ from rankkit.models.transformer import Transformer
 from rankkit.statistics import smallest_resolvable_difference
 from rankkit.studies.train_pair import default_workers
 from rankkit.training.config import ArmConfig, RunConfig
-from rankkit.training.objective import target_rows, token_losses
+from rankkit.training.objective import token_losses
 
 __all__ = ["SEED_DEVIATION", "TrainingPlan", "plan_training"]
 
@@ -99,10 +99,10 @@ def _seconds_per_sequence(base: ArmConfig, device: torch.device, threads: int) -
         )
         tokens = torch.zeros(1, base.model.sequence_length, dtype=torch.int64, device=device)
         lengths = [base.train.evaluation_prefix_length(base.model.sequence_length)]
-        rows = target_rows(base.train.objective, base.model.mask, tokens, lengths)
+        examples = base.task.examples(base.model.mask, tokens, lengths, "plan")
         for _ in range(2):
             started = perf_counter()
-            token_losses(model, tokens, lengths, rows).mean().backward()
+            token_losses(model, examples.inputs, lengths, examples.rows).mean().backward()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
         return perf_counter() - started

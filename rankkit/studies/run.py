@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,9 +19,13 @@ from rankkit.files import RunDirectory, atomic_directory, check_output_folder, w
 from rankkit.models.config import ModelConfig
 from rankkit.models.transformer import Transformer
 from rankkit.training import checkpoints
+from rankkit.training.beginning import Beginning
 from rankkit.training.config import ARMS, ArmConfig, RunConfig, TrainConfig
 from rankkit.training.environment import environment
 from rankkit.training.settings import from_table, to_table, toml_text
+
+if TYPE_CHECKING:
+    from rankkit.studies.initial_weights import Source
 
 __all__ = ["Run", "create_run", "load_model", "open_run"]
 
@@ -57,6 +61,14 @@ class Run:
         """Whether a unit is complete."""
         return self.directory.evaluation(arm, seed).is_file()
 
+    def beginning(self, seed: int) -> Beginning | None:
+        """The trained weights that a seed's arms begin with; None where they are drawn."""
+        initial = self.config.initial
+        if initial is None:
+            return None
+        digest = initial.sha256[self.config.seeds.index(seed)]
+        return Beginning(self.directory.initial_weights(seed), digest, initial.batches)
+
     @property
     def unfinished(self) -> list[tuple[str, int]]:
         """Units that are not complete."""
@@ -72,6 +84,7 @@ def create_run(
     command: str,
     force: bool = False,
     corpus: Corpus | None = None,
+    source: Source | None = None,
 ) -> Run:
     """Prepare the text and write the resolved configuration.
 
@@ -79,16 +92,18 @@ def create_run(
     `force` would replace stays until then.
 
     Args:
-        config: arms, seeds and what they share; its vocabulary is replaced by the tokenizer's.
+        config: arms, seeds and what they share; its vocabulary is replaced by the tokenizer's, with one id more where an arm
+            predicts hidden tokens or the source's vocabulary has it.
         path: of the run directory.
         device: where it will train; decides the recorded kernel.
         threads: CPU threads of each worker, fixed for the life of the run.
         command: the command line, recorded.
         force: replace an existing run.
         corpus: documents to train on instead of those that the configuration names.
+        source: a trained arm whose weights all arms begin with, seed by seed; None draws them.
 
     Raises:
-        ConfigurationError: bfloat16 without CUDA.
+        ConfigurationError: bfloat16 without CUDA, or a source of another shape, tokenizer or vocabulary.
         OutputExistsError: the directory exists.
         DataError: the text cannot be used.
         StorageError: the file system refused.
@@ -107,8 +122,11 @@ def create_run(
             sequence_length=config.base.model.sequence_length,
             corpus=corpus,
         )
-        base = replace(config.base, model=replace(config.base.model, vocab_size=tokens.vocab_size))
+        reserved = config.needs_mask_id or (source is not None and source.has_mask_id)
+        base = replace(config.base, model=replace(config.base.model, vocab_size=tokens.vocab_size + reserved))
         config = replace(config, base=base)
+        if source is not None:
+            config = replace(config, initial=source.copy_to(directory, config, tokens))
         facts = _facts(base, device, threads, command)
         write_text(directory.configuration, toml_text(_table(config, facts)))
     return Run(RunDirectory(path), config, facts)
@@ -129,7 +147,7 @@ def _table(config: RunConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
         "rankkit_run": FORMAT,
         "command": facts["command"],
         "created": facts["created"],
-        "run": {"arms": list(config.arms), "seeds": list(config.seeds)},
+        "run": {key: value for key, value in to_table(config).items() if key != "base"},
         **to_table(config.base),
         "arms": _declarations(config),
         "environment": facts["environment"],

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from rankkit.training.checkpoints import CheckpointFacts, load_model, read_facts
-from rankkit.training.config import ARMS, ArmConfig, Objective, RunConfig, TrainConfig, arm_config, differing_fields
+from rankkit.training.config import (
+    ARMS,
+    ArmConfig,
+    InitialWeights,
+    Objective,
+    RunConfig,
+    TrainConfig,
+    arm_config,
+    differing_fields,
+)
 from rankkit.training.environment import choose_device, environment, prepare_device
 from rankkit.training.evaluation import Evaluation, evaluate
 from rankkit.training.trainer import Trainer
@@ -14,6 +23,7 @@ __all__ = [
     "ArmConfig",
     "CheckpointFacts",
     "Evaluation",
+    "InitialWeights",
     "Objective",
     "RunConfig",
     "TrainConfig",

@@ -24,7 +24,7 @@ from rankkit.files import RunDirectory, atomic_directory, sha256_of_file, storag
 from rankkit.models.config import ModelConfig
 from rankkit.models.transformer import Transformer
 from rankkit.training.config import ArmConfig, differing_fields
-from rankkit.training.consumption import CHAINS, parameter_hashes
+from rankkit.training.consumption import parameter_hashes
 from rankkit.training.environment import environment
 from rankkit.training.settings import from_table, to_table
 from rankkit.training.trainer import Trainer
@@ -34,6 +34,7 @@ __all__ = [
     "keep_newest_state",
     "latest_resumable_step",
     "load_model",
+    "load_weights",
     "read_facts",
     "restore",
     "save",
@@ -143,6 +144,8 @@ def _facts(document: dict[str, Any], folder: Path) -> CheckpointFacts:
         raise RunError(
             f"{folder / _FACTS} must hold a valid configuration, got: {error} Delete this checkpoint."
         ) from error
+    if set(document["chains"]) != set(configuration.task.chains):
+        raise RunError(f"{folder / _FACTS} must describe a checkpoint, got damage. Delete this checkpoint.")
     described = {name: document[name] for name in CheckpointFacts.__slots__}
     return CheckpointFacts(**{**described, "configuration": configuration})
 
@@ -172,9 +175,7 @@ def _is_whole(document: dict[str, Any]) -> bool:
     tables = [document.get("chains"), document.get("parameters")]
     if not all(isinstance(table, dict) and all(type(entry) is str for entry in table.values()) for table in tables):
         return False
-    if not all(isinstance(document.get(name), dict) for name in ("environment", "configuration")):
-        return False
-    return set(document["chains"]) == set(CHAINS)
+    return all(isinstance(document.get(name), dict) for name in ("environment", "configuration"))
 
 
 def latest_resumable_step(run: RunDirectory, arm: str, seed: int) -> int | None:
@@ -211,17 +212,22 @@ def load_model(folder: Path, config: ModelConfig) -> Transformer:
     """
     weights = _checked_weights(folder)
     model = Transformer(config)
-    _load(model, weights, folder)
+    load_weights(model, weights, folder)
     return model.eval()
 
 
-def _load(model: Transformer, weights: dict[str, torch.Tensor], folder: Path) -> None:
+def load_weights(model: Transformer, weights: dict[str, torch.Tensor], source: Path) -> None:
+    """Put weights into a model that has just these.
+
+    Raises:
+        RunError: names, shapes or dtypes differ.
+    """
     expected = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in model.state_dict().items()}
     found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in weights.items()}
     if expected != found:
         wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         raise RunError(
-            f"{folder} must hold the weights of its configuration, but {wrong[0]} is {found.get(wrong[0])} instead of "
+            f"{source} must hold the weights of its configuration, but {wrong[0]} is {found.get(wrong[0])} instead of "
             f"{expected.get(wrong[0])}. The run directory is damaged or mixed from two runs."
         )
     model.load_state_dict(weights)
@@ -255,7 +261,7 @@ def restore(trainer: Trainer, run: RunDirectory, arm: str, step: int) -> None:
         raise RunError(f"{path} must hold optimizer state, got other content. Delete this checkpoint.") from error
     if (state["steps"], state["loss_tokens"], state["chains"]) != (facts.step, facts.loss_tokens, facts.chains):
         raise RunError(f"{folder / _FACTS} must agree with {_STATE}, but it does not. Delete this checkpoint.")
-    _load(trainer.model, {k: v.to(trainer.device) for k, v in _checked_weights(folder).items()}, folder)
+    load_weights(trainer.model, {k: v.to(trainer.device) for k, v in _checked_weights(folder).items()}, folder)
     trainer.optimizer.load_state_dict(state["optimizer"])
     trainer.step, trainer.loss_tokens = facts.step, facts.loss_tokens
     trainer.consumption.chains = dict(state["chains"])

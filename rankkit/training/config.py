@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Final, Literal, get_args
 
@@ -14,19 +13,20 @@ from rankkit.data.stream import PrefixLengths
 from rankkit.errors import ConfigurationError
 from rankkit.masks import MaskKind
 from rankkit.models.config import ModelConfig
+from rankkit.training.objective import TASKS, Objective, Task
 
-__all__ = ["ARMS", "ArmConfig", "Objective", "RunConfig", "TrainConfig", "arm_config", "differing_fields"]
+__all__ = [
+    "ARMS",
+    "ArmConfig",
+    "InitialWeights",
+    "Objective",
+    "RunConfig",
+    "TrainConfig",
+    "arm_config",
+    "differing_fields",
+]
 
 Precision = Literal["float32", "bfloat16"]
-
-
-class Objective(StrEnum):
-    """Which tokens are predicted in the loss."""
-
-    SUFFIX = "suffix"
-    """Tokens after the prefix, p .. n - 1, in every arm: the comparison that differs in the mask alone."""
-    FULL = "full"
-    """All tokens but the first: how GPTs are trained in practice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +35,8 @@ class TrainConfig:
 
     objective: Objective = Objective.SUFFIX
     """Which tokens are predicted."""
+    masked_fraction: float = 0.15
+    """Share of the tokens that objective `masked` hides and predicts; the others ignore it."""
     steps: int = 240
     """Optimizer steps."""
     batch_size: int = 16
@@ -102,6 +104,10 @@ class TrainConfig:
                 raise ConfigurationError(
                     f"{name} must be between 0 and 1, got {getattr(self, name)}. Choose a fraction."
                 )
+        if not 0 < self.masked_fraction < 1:
+            raise ConfigurationError(
+                f"masked_fraction must be above 0 and below 1, got {self.masked_fraction}. Choose for example 0.15."
+            )
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigurationError(
@@ -161,18 +167,27 @@ class ArmConfig:
                 raise ConfigurationError(
                     f"prefix_length must leave a suffix of {n} tokens to predict, got {length}. Shorten the prefix."
                 )
-        seen = [length for length in lengths if self._foreseen(length)]
-        if seen:
-            raise ConfigurationError(
-                f"objective must not predict tokens that the mask shows, got objective {self.train.objective} with mask "
-                f"{self.model.mask} and a prefix of {seen[-1]}. Use objective suffix, or mask causal."
-            )
+        for length in reversed(lengths):
+            self.task.check(self.model.mask, n, length)
 
-    def _foreseen(self, prefix_length: int) -> bool:
-        n = self.model.sequence_length
-        first = 0 if self.train.objective is Objective.FULL else max(prefix_length - 1, 0)
-        rows = self.model.mask.foreseeing_rows(prefix_length, n)
-        return bool(rows) and max(rows.start, first) < min(rows.stop, n - 1)
+    @property
+    def task(self) -> Task:
+        """What is predicted from what."""
+        return TASKS[self.train.objective](self.train, self.model.vocab_size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InitialWeights:
+    """Trained weights with which every arm of a run begins, seed by seed, instead of drawn ones."""
+
+    source: str
+    """Where they were trained: RUN/ARM@STEP."""
+    batches: int
+    """Batches of each seed's stream that they have read: the run goes on behind them."""
+    same_text: bool
+    """Whether they were trained on this run's training tokens; otherwise its held-out text may have been among theirs."""
+    sha256: tuple[str, ...]
+    """Of each seed's file of weights, in the order of the seeds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +200,8 @@ class RunConfig:
     """Of initial weights and batches; one seed gives no verdict."""
     base: ArmConfig = field(default_factory=ArmConfig)
     """What the arms are made from by replacing their declared fields."""
+    initial: InitialWeights | None = None
+    """Weights to begin with; None draws them."""
 
     def __post_init__(self) -> None:
         if not self.arms or len(set(self.arms)) != len(self.arms):
@@ -193,12 +210,22 @@ class RunConfig:
             raise ConfigurationError(
                 f"seeds must be different numbers of at least 0, got {list(self.seeds)}. Name each seed once."
             )
+        if self.initial is not None and len(self.initial.sha256) != len(self.seeds):
+            raise ConfigurationError(
+                f"initial.sha256 must have one entry for each of {len(self.seeds)} seeds, got {len(self.initial.sha256)}. "
+                "Make the run again with --init-from."
+            )
         for name in self.arms:
             arm_config(self.base, name)
 
     def arm(self, name: str) -> ArmConfig:
         """The configuration of one arm."""
         return arm_config(self.base, name)
+
+    @property
+    def needs_mask_id(self) -> bool:
+        """Whether an arm predicts hidden tokens, so that all arms get a vocabulary with an id for them."""
+        return any(self.arm(name).task.needs_mask_id for name in self.arms)
 
     @property
     def units(self) -> list[tuple[str, int]]:
@@ -211,9 +238,12 @@ ARMS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         "gpt": {"mask": MaskKind.CAUSAL, "objective": Objective.SUFFIX},
         "unilm": {"mask": MaskKind.PREFIX, "objective": Objective.SUFFIX},
         "gpt-full": {"mask": MaskKind.CAUSAL, "objective": Objective.FULL},
+        "bert": {"mask": MaskKind.BIDIRECTIONAL, "objective": Objective.MASKED},
+        "mixed-heads": {"mask": MaskKind.MIXED_HEADS, "objective": Objective.MASKED},
+        "mixed-layers": {"mask": MaskKind.MIXED_LAYERS, "objective": Objective.MASKED},
     }
 )
-"""An arm is what it declares; everything else comes from the base."""
+"""An arm is what it declares; everything else comes from the base. Adding an arm is a line here."""
 
 
 def arm_config(base: ArmConfig, name: str) -> ArmConfig:

@@ -1,8 +1,8 @@
 """What an arm holds and consumes, hashed by the arm itself.
 
-Each of three things that enter the loss (tokens, prefix lengths, target rows) has a chain: after step k it is
-SHA-256(chain before, SHA-256 of what entered at step k). Two arms consumed the same if and only if their
-chains are equal, at every step up to where they are compared.
+Each of the things that enter the loss (tokens, prefix lengths, target rows; where an objective changes what the model
+reads, the inputs too) has a chain: after step k it is SHA-256(chain before, SHA-256 of what entered at step k). Two arms
+consumed the same if and only if their chains are equal, at every step up to where they are compared.
 """
 
 from __future__ import annotations
@@ -15,11 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rankkit.training.objective import TargetRows
+from rankkit.training.objective import Examples, Task
 
-__all__ = ["CHAINS", "Consumption", "evaluation_hash", "parameter_hashes", "tensors_hash"]
-
-CHAINS = ("tokens", "prefix_lengths", "target_rows")
+__all__ = ["Consumption", "evaluation_hash", "parameter_hashes", "tensors_hash"]
 
 
 def _bytes(tensor: Tensor) -> bytes:
@@ -28,31 +26,38 @@ def _bytes(tensor: Tensor) -> bytes:
 
 
 class Consumption:
-    """The three chains of one arm.
+    """The chains of one arm.
 
     Args:
-        chains: where they stand, by name; empty at step 0.
+        chains: where they stand, by name.
     """
 
-    def __init__(self, chains: Mapping[str, str] | None = None) -> None:
-        self.chains = dict(chains) if chains is not None else dict.fromkeys(CHAINS, "")
+    def __init__(self, chains: Mapping[str, str]) -> None:
+        self.chains = dict(chains)
 
-    def add(self, tokens: Tensor, prefix_lengths: Sequence[int], rows: TargetRows) -> None:
+    @classmethod
+    def of(cls, task: Task) -> Consumption:
+        """At step 0 of a task, where nothing has entered the loss."""
+        return cls(dict.fromkeys(task.chains, ""))
+
+    def add(self, tokens: Tensor, prefix_lengths: Sequence[int], examples: Examples) -> None:
         """Extend the chains by one step, from the very tensors that enter the model and its loss.
 
         Args:
-            tokens: "sequence position", int64.
+            tokens: "sequence position", int64: of the stream.
             prefix_lengths: one per sequence.
-            rows: what is predicted.
+            examples: what was made of them.
         """
+        rows = examples.rows
         pairs = torch.stack((rows.sequences, rows.rows, rows.targets))
         entered = {
             "tokens": _bytes(tokens),
             "prefix_lengths": np.asarray(prefix_lengths, dtype="<i8").tobytes(),
             "target_rows": _bytes(pairs),
+            "inputs": _bytes(examples.inputs),
         }
-        for name, content in entered.items():
-            link = self.chains[name].encode() + hashlib.sha256(content).digest()
+        for name in self.chains:
+            link = self.chains[name].encode() + hashlib.sha256(entered[name]).digest()
             self.chains[name] = hashlib.sha256(link).hexdigest()
 
 

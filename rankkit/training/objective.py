@@ -74,6 +74,10 @@ class TargetRows:
         chosen = (self.sequences >= start) & (self.sequences < stop)
         return TargetRows(self.sequences[chosen] - start, self.rows[chosen], self.targets[chosen])
 
+    def to(self, device: torch.device) -> TargetRows:
+        """The same on a device."""
+        return TargetRows(self.sequences.to(device), self.rows.to(device), self.targets.to(device))
+
 
 @dataclass(frozen=True, slots=True)
 class Examples:
@@ -233,9 +237,7 @@ class MaskedTokens(Task):
         """A mask cannot show what the input does not; what can be trivial is the fraction."""
         if self.predicted(n, prefix_length) < n:
             return None
-        return (
-            f"masked_fraction must leave a token of {n} (sequence_length) to predict from, got {self.fraction}. Lower it."
-        )
+        return f"masked_fraction must leave a token of {n} (sequence_length) to predict from, got {self.fraction}. Lower it."
 
     def target_positions(self, n: int, prefix_length: int) -> range:
         """All."""

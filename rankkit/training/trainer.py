@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ from rankkit.models.transformer import Transformer, uniform_attention
 from rankkit.training.config import ArmConfig, TrainConfig
 from rankkit.training.consumption import Consumption, evaluation_hash
 from rankkit.training.evaluation import Evaluation, evaluate
-from rankkit.training.objective import target_rows, token_losses
+from rankkit.training.objective import Examples, token_losses
 
 __all__ = ["StepRecord", "Trainer", "learning_rate"]
 
@@ -68,21 +69,28 @@ class Trainer:
         seed: of initial weights and batches.
         tokens: prepared text.
         device: where to train.
+        first_batch: of the stream; more than 0 where the weights have read the batches before it.
 
     Raises:
-        ConfigurationError: the text has ids beyond the model's vocabulary.
+        ConfigurationError: the text has ids beyond the model's vocabulary, or the id of a hidden token is one of them.
     """
 
-    def __init__(self, config: ArmConfig, *, seed: int, tokens: TokenFiles, device: torch.device) -> None:
-        if tokens.vocab_size > config.model.vocab_size:
+    def __init__(
+        self, config: ArmConfig, *, seed: int, tokens: TokenFiles, device: torch.device, first_batch: int = 0
+    ) -> None:
+        needed = tokens.vocab_size + config.task.needs_mask_id
+        if needed > config.model.vocab_size:
+            whose = (
+                "that of the tokens and the id of a hidden one" if config.task.needs_mask_id else "that of the tokens"
+            )
             raise ConfigurationError(
-                f"vocab_size must be at least {tokens.vocab_size} (that of the tokens), got {config.model.vocab_size}. "
+                f"vocab_size must be at least {needed} ({whose}), got {config.model.vocab_size}. "
                 "Take it from the tokenizer of the run."
             )
-        self.config, self.seed, self.device = config, seed, device
+        self.config, self.seed, self.device, self.first_batch = config, seed, device, first_batch
         self.step = 0
         self.loss_tokens = 0
-        self.consumption = Consumption()
+        self.consumption = Consumption.of(config.task)
         self.model = Transformer(config.model, seed=seed).to(device)
         self.optimizer = _optimizer(self.model, config.train)
         self.stream = self.stream_of(config, seed=seed, tokens=tokens)
@@ -106,6 +114,13 @@ class Trainer:
             sequence_length=n,
             prefix_lengths=config.train.prefix_lengths(n),
         )
+
+    @staticmethod
+    def examples_of(
+        config: ArmConfig, seed: int, number: int, tokens: torch.Tensor, prefix_lengths: Sequence[int]
+    ) -> Examples:
+        """What an arm makes of a batch of its stream, which is a function of seed and number."""
+        return config.task.examples(config.model.mask, tokens, prefix_lengths, f"{seed} {number}")
 
     def train_step(self) -> StepRecord:
         """One optimizer step on the next batch of the stream.
@@ -136,11 +151,13 @@ class Trainer:
 
     def _accumulate_gradients(self) -> tuple[float, int]:
         """Forward and backward over the batch in micro-batches; mean loss over all predicted tokens and their number."""
-        batch = self.stream.batch(self.step)
+        number = self.first_batch + self.step
+        batch = self.stream.batch(number)
         tokens = torch.from_numpy(batch.tokens).to(self.device)
         lengths = batch.prefix_lengths
-        rows = target_rows(self.config.train.objective, self.config.model.mask, tokens, lengths)
-        self.consumption.add(tokens, lengths, rows)
+        examples = self.examples_of(self.config, self.seed, number, tokens, lengths)
+        self.consumption.add(tokens, lengths, examples)
+        inputs, rows = examples.inputs, examples.rows
         count = len(rows.targets)
         size = self.config.train.micro_batch_size or len(tokens)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -148,7 +165,7 @@ class Trainer:
             stop = start + size
             with self._autocast():
                 losses = token_losses(
-                    self.model, tokens[start:stop], lengths[start:stop], rows.of_sequences(start, stop)
+                    self.model, inputs[start:stop], lengths[start:stop], rows.of_sequences(start, stop)
                 )
             (losses.sum() / count).backward()
             total += losses.detach().double().sum()
@@ -170,18 +187,18 @@ class Trainer:
         return self.config.train.evaluation_prefix_length(self.config.model.sequence_length)
 
     def evaluate(self) -> Evaluation:
-        """Suffix loss on the held-out sequences.
+        """Loss on the held-out sequences.
 
         Raises:
             NonFiniteLossError: it is not a finite number.
         """
         with self._autocast():
-            return self._finite(evaluate(self.model, self.evaluation_tokens, self.prefix_length))
+            return self._finite(evaluate(self.model, self.evaluation_tokens, self.prefix_length, self.config.task))
 
     def evaluate_without_attention(self) -> Evaluation:
         """The same with every head attending to all it sees alike: what attention's choices buy is the difference."""
         with self._autocast(), uniform_attention(self.model):
-            return self._finite(evaluate(self.model, self.evaluation_tokens, self.prefix_length))
+            return self._finite(evaluate(self.model, self.evaluation_tokens, self.prefix_length, self.config.task))
 
     def _finite(self, found: Evaluation) -> Evaluation:
         if not math.isfinite(found.loss):

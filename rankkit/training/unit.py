@@ -7,10 +7,12 @@ units in turn, or every unit may have a process of its own. It yields a message 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 
@@ -26,6 +28,7 @@ from rankkit.files import (
     storage_errors,
     write_json,
 )
+from rankkit.training.beginning import Beginning
 from rankkit.training.checkpoints import (
     CheckpointFacts,
     keep_newest_state,
@@ -72,7 +75,7 @@ class Evaluated:
     seed: int
     step: int
     loss: float
-    """Nats per suffix token."""
+    """Nats per predicted token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +107,14 @@ Message = Ready | Stepped | Evaluated | Saved | Interrupted | Finished
 
 
 def train_unit(
-    run: RunDirectory, arm: str, config: ArmConfig, seed: int, *, device: torch.device, stop: Callable[[], bool]
+    run: RunDirectory,
+    arm: str,
+    config: ArmConfig,
+    seed: int,
+    *,
+    device: torch.device,
+    stop: Callable[[], bool],
+    beginning: Beginning | None = None,
 ) -> Iterator[Message]:
     """Train one arm under one seed, from its newest checkpoint or from the beginning.
 
@@ -118,6 +128,7 @@ def train_unit(
         seed: of initial weights and batches.
         device: where to train.
         stop: asked after every step; once true, the unit saves, yields `Interrupted` and ends.
+        beginning: trained weights to begin with, under a fresh optimizer; None draws them.
 
     Yields:
         What happens.
@@ -130,8 +141,9 @@ def train_unit(
     if run.evaluation(arm, seed).is_file():
         yield Finished(arm, seed, _finished_loss(run, arm, seed))
         return
-    trainer = Trainer(config, seed=seed, tokens=open_tokens(run.tokens), device=device)
-    initial = _begin(trainer, run, arm)
+    first_batch = beginning.batches if beginning is not None else 0
+    trainer = Trainer(config, seed=seed, tokens=open_tokens(run.tokens), device=device, first_batch=first_batch)
+    initial = _begin(trainer, run, arm, beginning)
     yield Ready(arm, seed, initial, trainer.step)
     train = config.train
     while trainer.step < train.steps:
@@ -157,7 +169,7 @@ def train_unit(
     yield _finish(run, arm, trainer)
 
 
-def _begin(trainer: Trainer, run: RunDirectory, arm: str) -> CheckpointFacts:
+def _begin(trainer: Trainer, run: RunDirectory, arm: str, beginning: Beginning | None) -> CheckpointFacts:
     """Restore the newest checkpoint, or write the first one; returns the facts of step 0."""
     folder = run.unit(arm, trainer.seed)
     with storage_errors(folder):
@@ -165,6 +177,8 @@ def _begin(trainer: Trainer, run: RunDirectory, arm: str) -> CheckpointFacts:
         remove_partial(folder)
     step = latest_resumable_step(run, arm, trainer.seed)
     if step is None:
+        if beginning is not None:
+            trainer.model.load_state_dict(beginning.model(trainer.config.model).state_dict())
         keep_json_lines(run.metrics(arm, trainer.seed), lambda line: False)
         _evaluate(run, arm, trainer)
         return _save(run, arm, trainer)
@@ -214,8 +228,9 @@ def _finish(run: RunDirectory, arm: str, trainer: Trainer) -> Finished:
     """Write the final evaluation, whose presence says that the unit is complete."""
     found, uniform = trainer.evaluate(), trainer.evaluate_without_attention()
 
-    def listed(evaluation: Evaluation) -> dict[str, list[float]]:
-        return {"by_sequence": evaluation.by_sequence.tolist(), "by_position": evaluation.by_position.tolist()}
+    def listed(evaluation: Evaluation) -> dict[str, list[Any]]:
+        by_position = [None if math.isnan(loss) else loss for loss in evaluation.by_position.tolist()]
+        return {"by_sequence": evaluation.by_sequence.tolist(), "by_position": by_position}
 
     document = {
         "rankkit_evaluation": 1,
@@ -224,6 +239,7 @@ def _finish(run: RunDirectory, arm: str, trainer: Trainer) -> Finished:
         "weights_sha256": read_facts(run.checkpoint(arm, trainer.seed, trainer.step)).weights_sha256,
         "evaluation_sha256": trainer.evaluation_sha256,
         "step": trainer.step,
+        "task": trainer.config.task.evaluated_as,
         "prefix_length": trainer.prefix_length,
         "loss_tokens": trainer.loss_tokens,
         "loss": found.loss,

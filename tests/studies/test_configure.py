@@ -142,7 +142,7 @@ def test_what_is_decided_elsewhere_is_refused_whoever_says_it(
         ("seeds = []", "seeds must be different numbers"),
         ("seeds = [1, 1]", "seeds must be different numbers"),
         ('arms = "gpt"', r"config\.arms must be of type list, got 'gpt'"),
-        ('arms = ["gpt", "bert"]', "arm must be one of gpt, unilm, gpt-full, got 'bert'"),
+        ('arms = ["gpt", "t5"]', "arm must be one of gpt, unilm, gpt-full, bert, mixed-heads, mixed-layers, got 't5'"),
         ('preset = ["tiny"]', r"preset must be a name, got \['tiny'\]"),
         ('preset = "huge"', "preset must be one of tiny, small, base, got 'huge'"),
         ('preset = ""', "preset must be one of tiny, small, base, got ''"),

@@ -15,10 +15,13 @@ from torch import Tensor, nn
 from rankkit.masks import MaskKind
 from rankkit.models import Transformer
 from rankkit.training import Objective
-from rankkit.training.consumption import CHAINS, Consumption, parameter_hashes, tensors_hash
-from rankkit.training.objective import TargetRows, target_rows
+from rankkit.training.consumption import Consumption, parameter_hashes, tensors_hash
+from rankkit.training.objective import Examples, MaskedTokens, NextTokens, TargetRows, Task
 
 STEPS = 5
+SUFFIX = NextTokens(Objective.SUFFIX)
+MASKED = MaskedTokens(0.5, mask_id=99)
+CHAINS = SUFFIX.chains
 
 
 @dataclass
@@ -28,22 +31,26 @@ class Entered:
     tokens: Tensor
     prefix_lengths: list[int]
     rows: TargetRows
+    inputs: Tensor
 
 
-def entered(step: int) -> Entered:
+def entered(step: int, task: Task = SUFFIX) -> Entered:
     tokens = torch.arange(step, step + 24).reshape(3, 8)
     lengths = [2, 3, 5]
-    return Entered(tokens, lengths, target_rows(Objective.SUFFIX, MaskKind.PREFIX, tokens, lengths))
+    examples = task.examples(MaskKind.PREFIX, tokens, lengths, f"0 {step}")
+    return Entered(tokens, lengths, examples.rows, examples.inputs)
 
 
-def history(change: Callable[[Entered], None] = lambda _: None, at: int = -1) -> list[dict[str, str]]:
+def history(
+    change: Callable[[Entered], None] = lambda _: None, at: int = -1, task: Task = SUFFIX
+) -> list[dict[str, str]]:
     """The chains after every step, with one thing changed at one of them."""
-    consumption, found = Consumption(), []
+    consumption, found = Consumption.of(task), []
     for step in range(STEPS):
-        this = entered(step)
+        this = entered(step, task)
         if step == at:
             change(this)
-        consumption.add(this.tokens, this.prefix_lengths, this.rows)
+        consumption.add(this.tokens, this.prefix_lengths, Examples(this.inputs, this.rows))
         found.append(dict(consumption.chains))
     return found
 
@@ -74,6 +81,11 @@ def change_sequence(this: Entered) -> None:
     this.rows = TargetRows(this.rows.sequences.flip(0), this.rows.rows, this.rows.targets)
 
 
+def change_input(this: Entered) -> None:
+    this.inputs = this.inputs.clone()
+    this.inputs[1, 2] = 98
+
+
 def drop_row(this: Entered) -> None:
     this.rows = TargetRows(this.rows.sequences[1:], this.rows.rows[1:], this.rows.targets[1:])
 
@@ -94,32 +106,41 @@ def test_one_change_breaks_its_own_chain_from_its_step_on(
             assert (found[name] == expected[name]) == (name != chain or step < at), (step, name)
 
 
+@pytest.mark.parametrize("at", range(STEPS))
+def test_what_a_masked_arm_reads_has_a_chain_of_its_own(at: int) -> None:
+    assert MASKED.chains == (*CHAINS, "inputs")
+    for step, (found, expected) in enumerate(zip(history(change_input, at, MASKED), history(task=MASKED), strict=True)):
+        for name in MASKED.chains:
+            assert (found[name] == expected[name]) == (name != "inputs" or step < at), (step, name)
+    assert history(change_input, at) == history()  # without an objective that changes them, inputs are the tokens
+
+
 def test_equal_histories_have_equal_chains_and_every_step_a_new_one() -> None:
     chains = history()
     assert chains == history()
     for name in CHAINS:
         assert len({step[name] for step in chains}) == STEPS
         assert all(len(step[name]) == 64 for step in chains)
-    assert Consumption().chains == dict.fromkeys(CHAINS, "")
+    assert Consumption.of(SUFFIX).chains == dict.fromkeys(CHAINS, "")
 
 
 @given(st.integers(0, STEPS))
 def test_chains_continue_where_they_stood(split: int) -> None:
-    consumption = Consumption()
+    consumption = Consumption.of(SUFFIX)
     for step in range(STEPS):
         if step == split:
             consumption = Consumption(consumption.chains)
         this = entered(step)
-        consumption.add(this.tokens, this.prefix_lengths, this.rows)
+        consumption.add(this.tokens, this.prefix_lengths, Examples(this.inputs, this.rows))
     assert consumption.chains == history()[-1]
 
 
 def test_the_order_of_steps_matters() -> None:
-    forwards, backwards = Consumption(), Consumption()
+    forwards, backwards = Consumption.of(SUFFIX), Consumption.of(SUFFIX)
     for one, other in zip((0, 1), (1, 0), strict=True):
         for consumption, step in ((forwards, one), (backwards, other)):
             this = entered(step)
-            consumption.add(this.tokens, [2, 3, 5], this.rows)
+            consumption.add(this.tokens, [2, 3, 5], Examples(this.inputs, this.rows))
     assert forwards.chains["tokens"] != backwards.chains["tokens"]
 
 
@@ -127,29 +148,33 @@ def test_given_chains_are_copied_not_shared() -> None:
     chains = dict.fromkeys(CHAINS, "")
     consumption = Consumption(chains)
     this = entered(0)
-    consumption.add(this.tokens, this.prefix_lengths, this.rows)
+    consumption.add(this.tokens, this.prefix_lengths, Examples(this.inputs, this.rows))
     assert chains == dict.fromkeys(CHAINS, "")
 
 
 def test_layout_in_memory_does_not_matter() -> None:
     tokens = torch.arange(24).reshape(8, 3).T  # not contiguous
-    rows = target_rows(Objective.SUFFIX, MaskKind.CAUSAL, tokens, [2, 3, 5])
-    one, other = Consumption(), Consumption()
-    one.add(tokens, [2, 3, 5], rows)
-    other.add(tokens.contiguous(), (2, 3, 5), rows)
+    examples = SUFFIX.examples(MaskKind.CAUSAL, tokens, [2, 3, 5], "")
+    one, other = Consumption.of(SUFFIX), Consumption.of(SUFFIX)
+    one.add(tokens, [2, 3, 5], examples)
+    other.add(tokens.contiguous(), (2, 3, 5), examples)
     assert one.chains == other.chains
 
 
 def test_arms_consume_alike_but_for_the_objective() -> None:
     tokens, lengths = torch.arange(24).reshape(3, 8), [2, 3, 5]
+    tasks = (SUFFIX, MaskKind.CAUSAL), (SUFFIX, MaskKind.PREFIX), (NextTokens(Objective.FULL), MaskKind.CAUSAL), \
+        (MASKED, MaskKind.BIDIRECTIONAL), (MASKED, MaskKind.MIXED_HEADS)  # fmt: skip
     found = []
-    for objective, mask in (("suffix", "causal"), ("suffix", "prefix"), ("full", "causal")):
-        consumption = Consumption()
-        consumption.add(tokens, lengths, target_rows(Objective(objective), MaskKind(mask), tokens, lengths))
+    for task, mask in tasks:
+        consumption = Consumption.of(task)
+        consumption.add(tokens, lengths, task.examples(mask, tokens, lengths, "0 0"))
         found.append(consumption.chains)
-    gpt, unilm, full = found
+    gpt, unilm, full, bert, mixed = found
     assert gpt == unilm
-    assert {name for name in CHAINS if gpt[name] != full[name]} == {"target_rows"}
+    assert bert == mixed
+    for other in (full, bert):
+        assert {name for name in CHAINS if gpt[name] != other[name]} == {"target_rows"}
 
 
 def test_parameter_hashes_tell_every_bit_shape_dtype_and_name() -> None:

@@ -14,6 +14,7 @@ from rankkit.errors import ConfigurationError
 from rankkit.masks import MaskKind
 from rankkit.models import Transformer
 from rankkit.training import evaluate, evaluation
+from rankkit.training.objective import MaskedTokens, evaluation_key
 
 N = 10
 TOKENS = np.random.default_rng(0).integers(0, 40, (5, N))
@@ -105,3 +106,38 @@ def test_models_that_see_what_they_are_asked_for_are_refused(mask: Any) -> None:
 def test_a_prefix_without_a_suffix_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="leave a suffix of 10 tokens to predict, got 10"):
         evaluate(model_of(), TOKENS, N)
+
+
+def test_a_masked_model_is_evaluated_on_tokens_that_are_all_hidden() -> None:
+    """Against a loop: the pattern from the task, everything else by hand."""
+    model, task = model_of(MaskKind.BIDIRECTIONAL), MaskedTokens(0.3, mask_id=39)
+    found = evaluate(model, TOKENS, 5, task)
+    examples = task.in_evaluation().examples(
+        MaskKind.BIDIRECTIONAL, torch.tensor(TOKENS), [5] * 5, evaluation_key(TOKENS)
+    )
+    everything = np.ones((N, N), dtype=bool)
+    table = np.full((5, N), np.nan)
+    for sequence, row in zip(examples.rows.sequences.tolist(), examples.rows.rows.tolist(), strict=True):
+        inputs = examples.inputs[sequence].tolist()
+        assert inputs[row] == 39
+        logits = reference.forward(model, inputs, everything).logits[row]
+        table[sequence, row] = (
+            np.log(np.exp(logits - logits.max()).sum()) - logits[TOKENS[sequence, row]] + logits.max()
+        )
+    assert (np.isfinite(table).sum(axis=1) == 3).all()
+    chosen = np.isfinite(table).any(axis=0)
+    assert 0 < chosen.sum() < N  # so few sequences leave a position out
+    np.testing.assert_allclose(found.by_sequence, np.nanmean(table, axis=1), rtol=1e-6)
+    np.testing.assert_allclose(found.by_position[chosen], np.nanmean(table[:, chosen], axis=0), rtol=1e-6)
+    assert np.isnan(found.by_position[~chosen]).all()
+    assert found.by_position.shape == (N,)
+
+
+@pytest.mark.parametrize("at_once", [1, 2 * N, 10**6])
+def test_what_is_hidden_does_not_depend_on_how_many_are_taken_at_once(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, task = model_of(MaskKind.MIXED_LAYERS), MaskedTokens(0.3, mask_id=39)
+    expected = evaluate(model, TOKENS, 5, task)
+    monkeypatch.setattr(evaluation, "_TOKENS_AT_ONCE", at_once)
+    np.testing.assert_allclose(evaluate(model, TOKENS, 5, task).by_sequence, expected.by_sequence, rtol=1e-6)

@@ -12,16 +12,17 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import N, arm, run_in, tokens_in, trainer
+from tiny import CPU, N, arm, run_in, tokens_in, trainer
 from torch import Tensor
 
+from rankkit.data import open_tokens
 from rankkit.data.stream import Batch
 from rankkit.errors import ConfigurationError, NonFiniteLossError
 from rankkit.files import RunDirectory
 from rankkit.training import TrainConfig, Trainer
 from rankkit.training import trainer as trainer_module
-from rankkit.training.consumption import CHAINS, Consumption, parameter_hashes
-from rankkit.training.objective import TargetRows
+from rankkit.training.consumption import Consumption, parameter_hashes
+from rankkit.training.objective import Examples, TargetRows
 from rankkit.training.trainer import learning_rate
 
 
@@ -63,11 +64,12 @@ def gradients(config: Any, run: RunDirectory) -> tuple[float, int, dict[str, Ten
     return loss, count, {name: parameter.grad for name, parameter in it.model.named_parameters()}
 
 
-@pytest.mark.parametrize("name", ["gpt", "unilm", "gpt-full"])
+@pytest.mark.parametrize("name", ["gpt", "unilm", "gpt-full", "bert", "mixed-heads"])
 def test_micro_batches_give_the_gradient_and_loss_of_the_whole_batch(name: str, run: RunDirectory) -> None:
-    loss, count, whole = gradients(arm(name, batch_size=8), run)
+    model = {"vocab_size": 258}
+    loss, count, whole = gradients(arm(name, model=model, batch_size=8), run)
     for size in (1, 2, 4, 8):
-        part_loss, part_count, parts = gradients(arm(name, batch_size=8, micro_batch_size=size), run)
+        part_loss, part_count, parts = gradients(arm(name, model=model, batch_size=8, micro_batch_size=size), run)
         assert part_count == count
         assert part_loss == pytest.approx(loss, rel=1e-7)
         for key, gradient in whole.items():  # float64 but for the cross-entropy, which is float32
@@ -97,23 +99,44 @@ def test_loss_is_the_mean_over_all_predicted_tokens_of_the_batch(name: str, run:
         torch.testing.assert_close(found[key], parameter.grad, rtol=1e-4, atol=1e-7, msg=key)
 
 
-def test_what_is_hashed_is_what_enters_the_loss(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    it, entered = trainer(arm("gpt", batch_size=4, micro_batch_size=2), run), []
+@pytest.mark.parametrize("name", ["gpt", "bert"])
+def test_what_is_hashed_is_what_enters_the_loss(name: str, run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    it, entered = trainer(arm(name, model={"vocab_size": 258}, batch_size=4, micro_batch_size=2), run), []
     original = trainer_module.token_losses
 
-    def token_losses(model: Any, tokens: Tensor, lengths: Any, rows: Any) -> Tensor:
-        entered.append((tokens, lengths, rows))
-        return original(model, tokens, lengths, rows)
+    def token_losses(model: Any, inputs: Tensor, lengths: Any, rows: Any) -> Tensor:
+        entered.append((inputs, lengths, rows))
+        return original(model, inputs, lengths, rows)
 
     monkeypatch.setattr(trainer_module, "token_losses", token_losses)
     chains = it.train_step().chains
     rows = [torch.cat([getattr(part[2], name) for part in entered]) for name in ("sequences", "rows", "targets")]
     rows[0] += 2 * torch.cat([torch.full_like(part[2].rows, index) for index, part in enumerate(entered)])
-    consumption = Consumption()
-    consumption.add(
-        torch.cat([part[0] for part in entered]), [p for part in entered for p in part[1]], TargetRows(*rows)
-    )
+    consumption = Consumption.of(it.config.task)
+    inputs = torch.cat([part[0] for part in entered])
+    tokens = torch.from_numpy(it.stream.batch(0).tokens)
+    assert torch.equal(inputs, tokens) == (name == "gpt")
+    consumption.add(tokens, [p for part in entered for p in part[1]], Examples(inputs, TargetRows(*rows)))
     assert consumption.chains == chains
+
+
+def test_a_masked_arm_needs_an_id_that_no_token_has(run: RunDirectory) -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"vocab_size must be at least 258 \(that of the tokens and the id of a hid"
+    ):
+        trainer(arm("bert"), run)
+
+
+def test_a_stream_goes_on_where_earlier_weights_stopped_reading_it(run: RunDirectory) -> None:
+    """Batches and what is hidden of them: the fourth step of one trainer is the first of another."""
+    config = arm("bert", model={"vocab_size": 258})
+    early, late = (
+        Trainer(config, seed=0, tokens=open_tokens(run.tokens), device=CPU, first_batch=first) for first in (0, 3)
+    )
+    for _ in range(3):
+        early.train_step()
+    early.consumption = Consumption.of(config.task)
+    assert early.train_step().chains == late.train_step().chains
 
 
 def test_decay_shrinks_matrices_by_rate_times_decay_and_leaves_gains_alone(run: RunDirectory) -> None:
@@ -177,7 +200,7 @@ def test_a_step_counts_tokens_and_takes_the_next_batch(run: RunDirectory) -> Non
         assert used[step] == {record.learning_rate}
         assert record.chains == it.consumption.chains
         assert record.chains is not it.consumption.chains
-        assert set(record.chains) == set(CHAINS)
+        assert set(record.chains) == set(it.config.task.chains)
 
 
 def test_matched_arms_begin_alike_consume_alike_and_learn_differently(run: RunDirectory) -> None:

@@ -14,7 +14,16 @@ from tiny import arm, model_config
 
 from rankkit.errors import ConfigurationError
 from rankkit.masks import MaskKind
-from rankkit.training import ARMS, ArmConfig, Objective, RunConfig, TrainConfig, arm_config, differing_fields
+from rankkit.training import (
+    ARMS,
+    ArmConfig,
+    InitialWeights,
+    Objective,
+    RunConfig,
+    TrainConfig,
+    arm_config,
+    differing_fields,
+)
 from rankkit.training.presets import PRESETS, preset
 
 NAN, INF = float("nan"), float("inf")
@@ -23,7 +32,7 @@ NAN, INF = float("nan"), float("inf")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"objective": "some"}, "objective must be one of suffix, full, got 'some'. Choose one of them"),
+        ({"objective": "some"}, "objective must be one of suffix, full, masked, got 'some'. Choose one of them"),
         ({"precision": "float16"}, "precision must be one of float32, bfloat16, got 'float16'. Choose one of them"),
         *(({name: 0}, f"{name} must be at least 1, got 0. Choose a positive number")
           for name in ("steps", "batch_size", "prefix_multiple", "evaluation_sequences", "evaluation_interval",
@@ -37,6 +46,8 @@ NAN, INF = float("nan"), float("inf")
           for name in ("beta1", "beta2") for value in (-0.1, 1.0, NAN)),
         *(({"weight_decay": value}, f"weight_decay must be at least 0, got {value}. Use 0 for none")
           for value in (-0.1, NAN, INF)),
+        *(({"masked_fraction": value}, f"masked_fraction must be above 0 and below 1, got {value}. Choose for example")
+          for value in (-0.1, 0.0, 1.0, NAN)),
         *(({"prefix_fraction": value}, f"prefix_fraction must be at least 0 and below 1, got {value}. A prefix of the")
           for value in (-0.1, 1.0, NAN)),
         ({"prefix_lowest": 0.6, "prefix_highest": 0.5}, r"prefix_lowest must be at most prefix_highest \(0.5\), got 0.6"),
@@ -64,10 +75,13 @@ def test_limits_that_are_possible_are_accepted() -> None:
         ({}, {"prefix_highest": 1.0}, "prefix_length must leave a suffix of 32 tokens to predict, got 32"),
         ({"sequence_length": 4}, {}, "prefix_multiple must have a multiple between 0.25 and 0.75 of 4 tokens, got 8"),
         ({"mask": "bidirectional"}, {}, "objective must not predict tokens that the mask shows, got objective suffix with "
-         "mask bidirectional and a prefix of 24. Use objective suffix, or mask causal"),
+         "mask bidirectional and a prefix of 24: rows see the token after them, .* Use objective masked or mask causal"),
         ({"mask": "backward"}, {}, "objective must not predict .* mask backward"),
         ({"mask": "backward"}, {"prefix_fraction": 0.95}, "objective must not predict .* mask backward"),
         ({"mask": "prefix"}, {"objective": "full"}, "objective must not predict tokens .* objective full with mask prefix"),
+        ({"mask": "mixed-heads"}, {}, "objective must not predict .* objective suffix with mask mixed-heads and a prefix"),
+        ({"mask": "mixed-layers"}, {"objective": "full"}, "objective must not predict .* objective full with mask mixed-l"),
+        ({}, {"objective": "masked", "masked_fraction": 0.99}, r"masked_fraction must leave a token of 32 \(sequence_leng"),
         ({"mask": "prefix"}, {"objective": "full", "prefix_fraction": 0.0625}, "objective must not .* a prefix of 2"),
     ],
 )  # fmt: skip
@@ -82,11 +96,11 @@ def test_arms_that_predict_nothing_or_what_they_see_are_refused(
 def test_an_arm_is_accepted_exactly_if_no_predicting_row_sees_its_target(
     n: int, p: int, mask: MaskKind, objective: Objective
 ) -> None:
-    """By the definition: the mask's matrix and the rows of the objective."""
+    """By the definition: the mask's matrix and the rows of the objective; a masked token is not in the input."""
     p = min(p, n - 1)
     first = 0 if objective is Objective.FULL else max(p - 1, 0)
     allowed = torch.stack([each.allowed(n) for each in mask.masks(p)]).any(dim=0)
-    leaks = any(bool(allowed[row, row + 1]) for row in range(first, n - 1))
+    leaks = any(bool(allowed[row, row + 1]) for row in range(first, n - 1)) and objective is not Objective.MASKED
     train = TrainConfig(objective=objective, prefix_fraction=p / n)
     assert train.prefix_lengths(n).choices == (p,)
     model = model_config(mask=mask, sequence_length=n)
@@ -118,24 +132,23 @@ def test_default_prefixes_are_multiples_of_eight_in_the_middle_half() -> None:
 
 
 DECLARED = {
-    ("gpt", "unilm"): {"mask": (MaskKind.CAUSAL, MaskKind.PREFIX)},
-    ("gpt", "gpt-full"): {"objective": (Objective.SUFFIX, Objective.FULL)},
-    ("unilm", "gpt-full"): {
-        "mask": (MaskKind.PREFIX, MaskKind.CAUSAL),
-        "objective": (Objective.SUFFIX, Objective.FULL),
-    },
+    "gpt": (MaskKind.CAUSAL, Objective.SUFFIX),
+    "unilm": (MaskKind.PREFIX, Objective.SUFFIX),
+    "gpt-full": (MaskKind.CAUSAL, Objective.FULL),
+    "bert": (MaskKind.BIDIRECTIONAL, Objective.MASKED),
+    "mixed-heads": (MaskKind.MIXED_HEADS, Objective.MASKED),
+    "mixed-layers": (MaskKind.MIXED_LAYERS, Objective.MASKED),
 }
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
-@pytest.mark.parametrize(("one", "other"), list(DECLARED))
+@pytest.mark.parametrize(("one", "other"), list(combinations(ARMS, 2)))
 def test_arms_differ_in_what_they_declare_and_in_nothing_else(name: str, one: str, other: str) -> None:
     base = PRESETS[name]()
-    assert differing_fields(arm_config(base, one), arm_config(base, other)) == DECLARED[one, other]
-
-
-def test_every_pair_of_arms_is_declared() -> None:
-    assert {frozenset(pair) for pair in combinations(ARMS, 2)} == {frozenset(pair) for pair in DECLARED}
+    values = zip(("mask", "objective"), DECLARED[one], DECLARED[other], strict=True)
+    expected = {field: (first, second) for field, first, second in values if first != second}
+    assert expected
+    assert differing_fields(arm_config(base, one), arm_config(base, other)) == expected
 
 
 def test_an_arm_does_not_depend_on_the_arm_that_the_base_was() -> None:
@@ -157,7 +170,14 @@ def test_every_changed_field_is_found() -> None:
     [
         ({"arms": ()}, r"arms must be named once each, got \[\]. Remove the repetition"),
         ({"arms": ("gpt", "gpt")}, r"arms must be named once each, got \['gpt', 'gpt'\]"),
-        ({"arms": ("gpt", "bert")}, "arm must be one of gpt, unilm, gpt-full, got 'bert'. Choose one of them"),
+        (
+            {"arms": ("gpt", "t5")},
+            "arm must be one of gpt, unilm, gpt-full, bert, mixed-heads, mixed-layers, got 't5'. Choose",
+        ),
+        (
+            {"initial": InitialWeights(source="r/gpt@3", batches=3, same_text=True, sha256=("a", "b"))},
+            r"initial.sha256 must have one entry for each of 3 seeds, got 2. Make the run again with --init-from",
+        ),
         ({"seeds": ()}, r"seeds must be different numbers of at least 0, got \[\]. Name each seed once"),
         ({"seeds": (1, 1)}, r"seeds must be different numbers of at least 0, got \[1, 1\]"),
         ({"seeds": (0, -1)}, r"seeds must be different numbers of at least 0, got \[0, -1\]"),
@@ -166,6 +186,11 @@ def test_every_changed_field_is_found() -> None:
 def test_impossible_runs_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         RunConfig(**changes)
+
+
+@pytest.mark.parametrize("arms", [("gpt",), ("gpt", "unilm", "gpt-full"), ("gpt", "bert"), ("mixed-layers",)])
+def test_a_run_needs_an_id_for_hidden_tokens_exactly_if_an_arm_hides_some(arms: tuple[str, ...]) -> None:
+    assert RunConfig(arms=arms).needs_mask_id == any(DECLARED[name][1] is Objective.MASKED for name in arms)
 
 
 def test_units_come_seed_by_seed_with_all_arms_of_each() -> None:

@@ -65,12 +65,13 @@ def test_interrupted_at_every_step_equals_uninterrupted(run: RunDirectory, whole
     assert_same_outcome(outcome(run), outcome(whole))
 
 
-@pytest.mark.parametrize("name", ["gpt", "gpt-full"])
+@pytest.mark.parametrize("name", ["gpt", "gpt-full", "bert", "mixed-heads"])
 def test_other_arms_resume_to_the_same_bits(name: str, tmp_path: Path, tokens: Path) -> None:
     runs = [run_in(tmp_path / folder, tokens=tokens) for folder in ("whole", "parts")]
-    train(runs[0], arm(name), name=name, seed=2)
+    config = arm(name, model={"vocab_size": 258})
+    train(runs[0], config, name=name, seed=2)
     for _ in range(3):
-        train(runs[1], arm(name), name=name, seed=2, stop_after=5)
+        train(runs[1], config, name=name, seed=2, stop_after=5)
     assert_same_outcome(*(outcome(each, name, seed=2) for each in runs))
 
 
