@@ -42,6 +42,8 @@ __all__ = [
     "read_root",
 ]
 
+_KEPT = {variable.name for variable in schema.KEPT_VARIABLES}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Root:
@@ -152,7 +154,8 @@ def read_group(
         path: the file.
         name: such as "gpt", "t5/encoder", "baselines/uniform/gpt", "comparison", "comparison/by_step" or
             "functional/gpt".
-        variables: names of those to read; all unless given. The group's labels come under the names of its axes.
+        variables: names of those to read. The group's labels come under the names of its axes. Unless given, all but
+            queries, keys and attention, which may be larger than everything else together.
         limit: bytes that all of them together may take in memory.
 
     Returns:
@@ -167,7 +170,7 @@ def read_group(
         if name not in known:
             raise SpectrumFileError(f"{path} must hold group {name!r}, got {', '.join(known)}. Choose one of them.")
         datasets = datasets_in(known[name])
-        wanted = list(datasets) if variables is None else list(variables)
+        wanted = [each for each in datasets if each not in _KEPT] if variables is None else list(variables)
         unknown = [variable for variable in wanted if variable not in datasets]
         if unknown:
             raise SpectrumFileError(

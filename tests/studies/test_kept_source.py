@@ -19,8 +19,6 @@ from rankkit.studies.measuring.kept_source import kept_source
 from rankkit.studies.measuring.measure import check_kept, kept_bytes
 from rankkit.studies.verify import verify_file
 
-ALSO_STORED = {"queries", "keys"}
-
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Run:
@@ -49,7 +47,7 @@ def test_a_file_gives_the_numbers_that_its_run_gave(kept: tuple[Path, Measured],
     second = again(path, tmp_path / "again.h5", checkpoints="all")
     for group in describe(path).groups:
         one, other = read_group(path, group.name), read_group(tmp_path / "again.h5", group.name)
-        assert set(one) - set(other) == {*ALSO_STORED, "feature"}
+        assert set(one) - set(other) == {"feature"}
         for name in other:
             np.testing.assert_array_equal(one[name], other[name], err_msg=f"{group.name}/{name}")
     for name in ("comparison", "comparison/by_step"):
