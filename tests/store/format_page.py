@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from generated import written
+
 from rankkit.axes import SPECTRUM_AXES
 from rankkit.spectra import DEFAULT_MEASURES, MEASURES
 from rankkit.spectra.measures import Measure
@@ -49,18 +51,6 @@ _STRUCTURE = {"attention": "attention", "non_negative": "entries >= 0", "rows_su
 def tables() -> dict[str, str]:
     """Every generated part of the page by the name in its markers."""
     return {"variables": _variables(), "measures": _measures()}
-
-
-def written(page: str) -> str:
-    """The page with its generated parts made anew."""
-    for name, text in tables().items():
-        first, last = f"<!-- {name}: made by `make page` -->", f"<!-- end of {name} -->"
-        before, _, rest = page.partition(first)
-        _, found, after = rest.partition(last)
-        if not found:
-            raise ValueError(f"page must hold {first!r} and {last!r}, got a page without. Put them back.")
-        page = f"{before}{first}\n\n{text}\n{last}{after}"
-    return page
 
 
 def _variables() -> str:
@@ -128,4 +118,4 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), tables()), encoding="utf-8")

@@ -10,7 +10,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from store.format_page import _SECTIONS, PAGE, tables, written
+from generated import written
+from store.format_page import _SECTIONS, PAGE, tables
 
 from rankkit.axes import SPECTRUM_AXES
 from rankkit.report.measured_arms import measured_arms
@@ -38,14 +39,14 @@ def folder(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 def test_the_tables_are_those_of_the_code() -> None:
-    assert written(TEXT) == TEXT, "the schema or a measure has changed: run `make page`"
+    assert written(TEXT, tables()) == TEXT, "the schema or a measure has changed: run `make page`"
 
 
 def test_a_page_without_markers_is_refused() -> None:
     with pytest.raises(
         ValueError, match="page must hold '<!-- variables: made by `make page` -->' and '<!-- end of var"
     ):
-        written("# A page")
+        written("# A page", tables())
 
 
 def test_every_variable_of_the_schema_has_its_row() -> None:

@@ -1,0 +1,26 @@
+"""Writes the README's tables of `make faults` and `make fuzz` from their summaries: run `make page`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from generated import written
+from robustness.fault_table import fault_table
+from robustness.fuzz_table import fuzz_table
+
+ROOT = Path(__file__).parents[2]
+PAGE, SUMMARIES = ROOT / "README.md", ROOT / "experiments" / "robustness"
+
+
+def tables() -> dict[str, str]:
+    """Every generated part of the page by the name in its markers."""
+    makers = {"faults": fault_table, "fuzz": fuzz_table}
+    return {
+        name: make(json.loads((SUMMARIES / f"{name}.json").read_text(encoding="utf-8")))
+        for name, make in makers.items()
+    }
+
+
+if __name__ == "__main__":
+    PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), tables()), encoding="utf-8")
