@@ -275,7 +275,7 @@ class ArraySource:
                 name: torch.from_numpy(np.concatenate([block[name] for block in blocks])).to(self._device)
                 for name in blocks[0]
             }
-            receive(layer, self._operator(tensors, plan), None)
+            receive(layer, [self._operator(tensors, plan)], None)
 
     def _operator(self, tensors: dict[str, torch.Tensor], plan: Plan) -> Operator:
         if not self._has_factors:

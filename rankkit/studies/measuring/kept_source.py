@@ -172,9 +172,10 @@ class KeptSource:
                     f"{self._path}: {group.name} must be self-attention with plain logits (scale Q K^T) to be measured "
                     f"again, got {kind} attention with {logits!r}. Measure the model again."
                 )
-            if str(group.attributes["mask"]) not in set(MaskKind) and self._factors[group.name]:
+            known = [str(kind) for kind in MaskKind if not kind.is_mixed]
+            if str(group.attributes["mask"]) not in known and self._factors[group.name]:
                 raise SpectrumFileError(
-                    f"{self._path}: {group.name} must have a mask among {', '.join(MaskKind)} to be measured again, got "
+                    f"{self._path}: {group.name} must have a mask among {', '.join(known)} to be measured again, got "
                     f"{str(group.attributes['mask'])[:40]!r}. Measure the model again."
                 )
 
@@ -240,7 +241,7 @@ class KeptSource:
                 read_kept(self._file, group.name, {**of_layer, "sequence": labels["sequence"].index(number)})
                 for number in plan.sequence_numbers[rows]
             ]
-            receive(layer, self._operator(group, kept, heads, plan.prefix_length), None)
+            receive(layer, [self._operator(group, kept, heads, plan.prefix_length)], None)
 
     def _operator(
         self, group: GroupDescription, kept: list[dict[str, NDArray[np.float32]]], heads: list[int], prefix_length: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rankkit.errors import ConfigurationError
@@ -31,6 +32,7 @@ from rankkit.studies.measuring.plan import APPLIED, MeasurementInterruptedError,
 from rankkit.studies.measuring.run_source import RunSource
 from rankkit.studies.measuring.slabs import (
     LAYER_MEASURES,
+    beside,
     group_layout,
     kept_names,
     kept_slabs,
@@ -320,6 +322,7 @@ class _Measurement:
         self._source, self._config, self._whole, self._precision = source, config, plan, precision
         self._plan = plan
         self._journal, self._on_progress, self._stop, self._done = journal, on_progress, stop, 0
+        self._begun = 0  # matrices of the slab's parts that are measured
         self._uniform: dict[tuple[int, Mask], Spectrum] = {}
         self.values: dict[str, ArmValues] = {}
         """By arm."""
@@ -347,7 +350,7 @@ class _Measurement:
         kept = kept_names(self._config) if _ARM in visited else ()
         for rows in self._plan.batches:
 
-            def receive(layer: int, own: Operator | None, output: Tensor | None, rows: slice = rows) -> None:
+            def receive(layer: int, own: Sequence[Operator] | None, output: Tensor | None, rows: slice = rows) -> None:
                 for name in visited:
                     self._layer(groups[name], name, layer, own, arm, place, rows)
                 if outputs:
@@ -380,7 +383,7 @@ class _Measurement:
         group: GroupWriter,
         name: str,
         layer: int,
-        own: Operator | None,
+        own: Sequence[Operator] | None,
         arm: PlannedArm,
         place: Place,
         rows: slice,
@@ -393,9 +396,15 @@ class _Measurement:
 
             def compute(region: str = region, applied: str = applied, label: str = label) -> Slab:
                 assert own is not None, "a batch without its slabs in the journal is visited"
-                operator = measured_part(own, region, applied, arm, self._plan.prefix_length)
-                found = self._measured(operator, name, label, self._matrix_names(place, layer, region, rows))
-                return slab(found, self._config.measures, min(operator.rows, operator.columns))
+                names, parts, first = self._matrix_names(place, layer, region, rows), [], 0
+                for part in own:
+                    operator = measured_part(part, region, applied, arm, self._plan.prefix_length)
+                    heads = slice(first, first + part.batch_shape[1])
+                    found = self._measured(operator, name, label, names[:, heads].ravel().tolist())
+                    parts.append(slab(found, self._config.measures, min(operator.rows, operator.columns)))
+                    first = heads.stop
+                    self._begun += 0 if name == "uniform" else torch.Size(operator.batch_shape).numel()
+                return beside(parts)
 
             key = self._key(name, place, rows, layer, region, applied)
             taken = finished_slab(self._journal, key, Slab, compute)
@@ -422,18 +431,22 @@ class _Measurement:
         taken = finished_slab(self._journal, key, LayerSlab, compute)
         group.write_layer_output(self._where(_ARM, place, rows, layer), taken)
 
-    def _keep(self, group: GroupWriter, layer: int, own: Operator, place: Place, rows: slice) -> None:
+    def _keep(self, group: GroupWriter, layer: int, own: Sequence[Operator], place: Place, rows: slice) -> None:
         """Factors and matrices; not in the journal, for a forward pass gives them again."""
         where = self._where(_ARM, place, rows, layer)
         for number, kept in zip(range(rows.start, rows.stop), kept_slabs(own, kept_names(self._config)), strict=True):
             group.write_kept({**where, "sequence": number}, kept)
 
-    def _matrix_names(self, place: Place, layer: int, region: str, rows: slice) -> list[str]:
-        """What keys the random baselines of a batch, whatever else is measured beside it."""
-        return [
-            f"{place.arm} seed {place.seed} step {place.step} {region} layer {layer} sequence {sequence} head {head}"
-            for sequence, head in product(self._plan.sequence_numbers[rows], self._plan.heads)
-        ]
+    def _matrix_names(self, place: Place, layer: int, region: str, rows: slice) -> NDArray[np.object_]:
+        """What keys the random baselines of a batch, whatever else is measured beside it: "sequence head"."""
+        where = f"{place.arm} seed {place.seed} step {place.step} {region} layer {layer}"
+        return np.array(
+            [
+                [f"{where} sequence {sequence} head {head}" for head in self._plan.heads]
+                for sequence in self._plan.sequence_numbers[rows]
+            ],
+            dtype=object,
+        )
 
     def _measured(self, operator: Operator, name: str, label: str, names: list[str]) -> Spectrum:
         """The spectrum of an operator, or of a baseline made from it."""
@@ -462,11 +475,11 @@ class _Measurement:
             precision=self._precision,
             workers=self._config.workers,
             memory_budget=self._config.memory_budget,
-            on_progress=lambda share: self._report(self._done + share * count, label),
+            on_progress=lambda share: self._report(self._done + self._begun + share * count, label),
         )
 
     def _advance(self, matrices: int, name: str, label: str) -> None:
-        self._done += 0 if name == "uniform" else matrices
+        self._done, self._begun = self._done + (0 if name == "uniform" else matrices), 0
         self._report(self._done, label)
 
     def _report(self, done: float, label: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Final
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rankkit.axes import REGIONS
 from rankkit.errors import ConfigurationError, RankkitError
-from rankkit.masks import Causal, MaskKind
+from rankkit.masks import Causal, Mask, MaskKind
 from rankkit.operators import AttentionOperator, DenseOperator, Operator
 from rankkit.spectra import MethodName, chosen_method, expected_products, spectrum
 from rankkit.store import SEQUENCES_PER_CHUNK
@@ -24,6 +24,7 @@ from rankkit.studies.measuring.config import MeasureConfig
 __all__ = [
     "APPLIED",
     "EXAMPLE_SIZE",
+    "SWAPPED",
     "MeasurementInterruptedError",
     "Plan",
     "PlannedArm",
@@ -32,6 +33,7 @@ __all__ = [
     "expected_seconds",
     "factor_example",
     "measured_part",
+    "own_regions",
     "region_methods",
     "region_size",
     "shard_rows",
@@ -42,7 +44,18 @@ APPLIED: Final = ("own", "swapped")
 EXAMPLE_SIZE: Final = 4
 """Prefix and suffix of the small matrices that are asked what holds for large ones."""
 
-_SWAPPED: Final = {str(MaskKind.CAUSAL): MaskKind.PREFIX, str(MaskKind.PREFIX): MaskKind.CAUSAL}
+SWAPPED: Final[Mapping[str, MaskKind]] = {
+    MaskKind.CAUSAL: MaskKind.PREFIX,
+    MaskKind.PREFIX: MaskKind.CAUSAL,
+    MaskKind.BIDIRECTIONAL: MaskKind.CAUSAL,
+    MaskKind.BACKWARD: MaskKind.CAUSAL,
+    MaskKind.MIXED_HEADS: MaskKind.BIDIRECTIONAL,
+    MaskKind.MIXED_LAYERS: MaskKind.BIDIRECTIONAL,
+}
+"""What is put on the logits of an arm with a mask as `swapped`, unless it says otherwise: causal and prefix in each
+other's place; causal for one that sees ahead; bidirectional for mixtures, which each see one half of what it sees."""
+
+_OF_THE_PREFIX: Final = ("prefix_block", "prefix_block_first_key_removed")
 
 
 class MeasurementInterruptedError(RankkitError):
@@ -75,9 +88,9 @@ class PlannedArm:
     logit_scale: float | None = None
     """Of the logits, where there are any."""
     swapped: MaskKind | None = None
-    """What is put on the logits as `swapped`; None for the other of causal and prefix."""
+    """What is put on the logits as `swapped`; None for what `SWAPPED` says."""
     examples: Mapping[str, Operator] = field(default_factory=dict)
-    """Small matrices of layers that differ in structure, by words for those layers; `example` is then the first."""
+    """Small matrices of layers or heads that differ in mask or structure, by words for them; `example` is then the first."""
     part: Plan | None = None
     """The plan of this arm alone, where its matrices have other axes than those of the first arm."""
 
@@ -200,7 +213,7 @@ def measured_part(own: Operator, region: str, applied: str, arm: PlannedArm, pre
     if not isinstance(own, AttentionOperator):
         assert (region, applied) == ("full", "own"), "the plan holds nothing else of such matrices"
         return own
-    swapped = arm.swapped or _SWAPPED.get(arm.facts.mask)
+    swapped = arm.swapped or SWAPPED.get(arm.facts.mask)
     assert applied == "own" or swapped is not None, "the plan swaps only where it knows a mask"
     operator = own if applied == "own" or swapped is None else own.with_mask(swapped.at(prefix_length))
     if region.startswith("prefix_block"):
@@ -232,12 +245,25 @@ def region_methods(config: MeasureConfig, n: int, p: int) -> dict[str, tuple[Met
     }
 
 
-def factor_example(mask: str, prefix_length: int, sequence_length: int) -> AttentionOperator:
-    """A small attention matrix with the structure of one of that size under that mask."""
+def own_regions(masks: Iterable[Mask], regions: Sequence[str], n: int, p: int) -> tuple[str, ...]:
+    """The regions that an arm has: a prefix block is attention by itself where no row of the prefix sees beyond it.
+
+    Args:
+        masks: the arm's own and those that are swapped in.
+        regions: that were asked for.
+        n: positions.
+        p: of them the prefix.
+    """
+    closed = all(p - 1 not in mask.foreseeing_rows(n) for mask in masks)
+    return tuple(region for region in regions if closed or region not in _OF_THE_PREFIX)
+
+
+def factor_example(mask: str, prefix_length: int, sequence_length: int, *, which: int = 0) -> AttentionOperator:
+    """A small attention matrix with the structure of one of that size under that mask, or one of a mixture's masks."""
     prefix = min(prefix_length, EXAMPLE_SIZE)
     size = prefix + min(sequence_length - prefix_length, EXAMPLE_SIZE)
     factor = torch.linspace(-1, 1, size, dtype=torch.float64).reshape(1, size, 1)
-    return AttentionOperator(query=factor, key=factor, mask=MaskKind(mask).at(prefix), scale=1.0)
+    return AttentionOperator(query=factor, key=factor, mask=MaskKind(mask).masks(prefix)[which], scale=1.0)
 
 
 def dense_example(structure: Collection[str]) -> DenseOperator:

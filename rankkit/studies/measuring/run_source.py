@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -15,16 +17,20 @@ from rankkit.data.evaluation import evaluation_sequences
 from rankkit.errors import ConfigurationError, MatchError, RunError
 from rankkit.hooks.capture import capture
 from rankkit.hooks.factors import LayerFactors
+from rankkit.masks import MaskKind, Mixed
+from rankkit.models.config import ModelConfig
 from rankkit.models.transformer import Transformer
 from rankkit.studies.certificate import build_certificate, certificate_problems
 from rankkit.studies.decomposition import arms_of
 from rankkit.studies.measuring.config import MeasureConfig
 from rankkit.studies.measuring.plan import (
     APPLIED,
+    SWAPPED,
     Plan,
     PlannedArm,
     chosen_numbers,
     factor_example,
+    own_regions,
     region_methods,
     shard_rows,
     spread,
@@ -82,8 +88,8 @@ class RunSource:
             autocast = torch.autocast(self._device.type, dtype=self._precision)
 
         def hand_over(factors: LayerFactors) -> None:
-            ((_, operator),) = factors.operators_by_mask()  # one prefix length for all samples gives one mask
-            receive(factors.layer, operator, factors.output)
+            # One prefix length for all samples: parts differ in heads alone.
+            receive(factors.layer, [operator for _, operator in factors.operators_by_mask()], factors.output)
 
         listening = capture(model, layers=plan.layers, heads=plan.heads, on_layer=hand_over, outputs=outputs)
         with torch.no_grad(), autocast, listening:
@@ -121,15 +127,19 @@ def plan_measurement(run: Run, config: MeasureConfig) -> Plan:
     tokens, documents = _samples(run, config, n, default=1 if estimated else DEFAULT_SAMPLES)
     layers = chosen_numbers("layers", config.layers, range(model.num_layers))
     kept = shard_rows(len(tokens), config.shard)
-    return Plan(
+    heads = chosen_numbers("heads", config.heads, range(model.num_heads))
+    regions = {arm: _regions(run, arm, tuple(methods), (n, p)) for arm in run.config.arms}
+    whole = Plan(
         sequence_length=n,
         queries=n,
         prefix_length=p,
-        regions=tuple(methods),
+        regions=tuple(region for region in methods if any(region in those for those in regions.values())),
         applied=APPLIED,
         layers=layers,
-        heads=chosen_numbers("heads", config.heads, range(model.num_heads)),
-        arms=_arms(run, config, tuple(methods), layers, seeds, steps, (n, p)),
+        heads=heads,
+        arms=tuple(
+            _arm(run, arm, config, regions[arm], (layers, heads), seeds, steps, (n, p)) for arm in run.config.arms
+        ),
         steps=steps,
         sequences=tokens[kept],
         sequence_numbers=tuple(range(len(tokens))[kept]),
@@ -137,33 +147,80 @@ def plan_measurement(run: Run, config: MeasureConfig) -> Plan:
         baselines=config.baselines,
         methods=methods,
     )
+    return replace(whole, arms=tuple(_with_part(whole, arm, regions[arm.name]) for arm in whole.arms))
 
 
-def _arms(
+def _regions(run: Run, arm: str, regions: tuple[str, ...], lengths: tuple[int, int]) -> tuple[str, ...]:
+    """Those of an arm, for sequences of n tokens with a prefix of p."""
+    (n, p), kind = lengths, run.config.arm(arm).model.mask
+    found = own_regions((*kind.masks(p), *SWAPPED[kind].masks(p)), regions, n, p)
+    if not found:
+        raise ConfigurationError(
+            f"regions must exist in every arm, got {', '.join(regions)}, which arm {arm} (mask {kind}) lacks: rows of its "
+            "prefix see beyond it. Measure region full too."
+        )
+    return found
+
+
+def _with_part(plan: Plan, arm: PlannedArm, regions: tuple[str, ...]) -> PlannedArm:
+    """An arm that lacks some of the regions with a plan of its own."""
+    if regions == plan.regions:
+        return arm
+    methods = {region: plan.methods[region] for region in regions}
+    return replace(arm, part=replace(plan, arms=(arm,), regions=regions, methods=methods))
+
+
+def _arm(
     run: Run,
+    name: str,
     config: MeasureConfig,
     regions: tuple[str, ...],
-    layers: tuple[int, ...],
+    places: tuple[tuple[int, ...], tuple[int, ...]],
     seeds: tuple[int, ...],
     steps: tuple[int, ...],
     lengths: tuple[int, int],
-) -> tuple[PlannedArm, ...]:
-    """The arms of a run, for sequences of n tokens with a prefix of p."""
-    (n, p), model = lengths, run.config.base.model
-    return tuple(
-        PlannedArm(
-            facts=facts,
-            seeds=seeds,
-            checkpoint_sha256=_checkpoints(run, facts.name, seeds, steps),
-            initial_sha256=_checkpoints(run, facts.name, seeds, (0,)) if "init" in config.baselines else (),
-            attributes=_token_policy(run),
-            example=factor_example(facts.mask, p, n),
-            output_components=min(n, model.d_model) if config.layer_output else None,
-            features=model.head_dim,
-            logit_scale=model.head_dim**-0.5,
-        )
-        for facts in arms_of(run, regions, layers)
+) -> PlannedArm:
+    """One arm, in layers and heads that were chosen, for sequences of n tokens with a prefix of p."""
+    (n, p), (layers, heads), model = lengths, places, run.config.arm(name).model
+    (facts,) = (facts for facts in arms_of(run, regions, layers) if facts.name == name)
+    shares = _shares(model, layers, heads)
+    examples = {words: factor_example(facts.mask, p, n, which=which) for words, which in shares.items()}
+    return PlannedArm(
+        facts=facts,
+        seeds=seeds,
+        checkpoint_sha256=_checkpoints(run, name, seeds, steps),
+        initial_sha256=_checkpoints(run, name, seeds, (0,)) if "init" in config.baselines else (),
+        attributes=_token_policy(run) | _mask_attributes(model, shares, p),
+        example=next(iter(examples.values())),
+        output_components=min(n, model.d_model) if config.layer_output else None,
+        features=model.head_dim,
+        logit_scale=model.head_dim**-0.5,
+        examples=examples if len(examples) > 1 else {},
     )
+
+
+def _shares(model: ModelConfig, layers: tuple[int, ...], heads: tuple[int, ...]) -> dict[str, int]:
+    """Which of its kind's masks an arm has where, by words for the chosen layers or heads."""
+    word, first = "layers", model.mask_in(0, 0)
+    applied = {layer: model.mask_in(layer, 0) for layer in layers}
+    if isinstance(first, Mixed):  # then all layers are alike
+        word, applied = "heads", {head: first.masks[head] for head in heads}
+    groups: dict[int, list[int]] = {}
+    for number, mask in applied.items():
+        groups.setdefault(model.mask.masks(0).index(mask), []).append(number)
+    return {f"{word} {', '.join(map(str, numbers))}": which for which, numbers in groups.items()}
+
+
+def _mask_attributes(model: ModelConfig, shares: Mapping[str, int], p: int) -> dict[str, str]:
+    """What a group says of masks and logits, where they are not those of a causal or prefix model."""
+    kind, found = model.mask, {}
+    if kind not in (MaskKind.CAUSAL, MaskKind.PREFIX):
+        found["swapped_mask"] = str(SWAPPED[kind])
+    if kind.is_mixed:
+        found["masks"] = "; ".join(f"{words}: {kind.masks(p)[which]}" for words, which in shares.items())
+    if model.position == "alibi":
+        found["logits"] = "bias"  # of alibi; whoever measures kept factors again must not leave it out
+    return found
 
 
 def _checkpoints(run: Run, arm: str, seeds: tuple[int, ...], steps: tuple[int, ...]) -> tuple[tuple[str, ...], ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from rankkit.studies.run import Run
 
 __all__ = [
     "LAYER_MEASURES",
+    "beside",
     "group_layout",
     "kept_names",
     "kept_slabs",
@@ -106,7 +107,7 @@ def _unavailable(config: MeasureConfig, plan: Plan, arm: PlannedArm, baseline: s
 
 
 def _examples(arm: PlannedArm) -> Mapping[str, Operator]:
-    """Small matrices that stand for an arm's, by words for the layers that have that structure."""
+    """Small matrices that stand for an arm's, by words for the layers or heads that have that structure."""
     return arm.examples or {"": arm.example}
 
 
@@ -217,28 +218,63 @@ def layer_slab(found: OutputSpectrum) -> LayerSlab:
     )
 
 
-def kept_slabs(own: Operator, names: Collection[str]) -> Iterator[KeptSlab]:
-    """What is kept of the matrices "sequence head" under their own mask, one sequence "head ..." at a time.
+def beside(parts: Sequence[Slab]) -> Slab:
+    """Slabs "sequence head" of neighbouring heads as one of all of them.
 
     Args:
-        own: as the model applied them.
+        parts: made by `slab`, with the same measures.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    width = max(part.singular_values.shape[-1] for part in parts)
+    nothing = [np.full(np.shape(part.status), np.nan) for part in parts]
+
+    def joined(name: str, of: str) -> NDArray[Any]:
+        arrays = [getattr(part, of).get(name, empty) for part, empty in zip(parts, nothing, strict=True)]
+        return np.concatenate(arrays, axis=1)
+
+    def ends(name: str, end: int) -> NDArray[Any]:
+        known = [part.brackets.get(name, (empty, empty))[end] for part, empty in zip(parts, nothing, strict=True)]
+        return np.concatenate([np.asarray(values) for values in known], axis=1)
+
+    plain = ("floor_arithmetic", "floor_model", "resolved", "resolved_model", "method", "status")
+    return Slab(
+        singular_values=np.concatenate([_widened(part.singular_values, width) for part in parts], axis=1),
+        measures={name: joined(name, "measures") for name in parts[0].measures},
+        brackets={name: (ends(name, 0), ends(name, 1)) for part in parts for name in part.brackets},
+        errors={name: joined(name, "errors") for part in parts for name in part.errors},
+        **{name: np.concatenate([getattr(part, name) for part in parts], axis=1) for name in plain},
+    )
+
+
+def _widened(values: NDArray[np.floating], width: int) -> NDArray[np.floating]:
+    return np.pad(values, ((0, 0), (0, 0), (0, width - values.shape[-1])), constant_values=np.nan)
+
+
+def kept_slabs(own: Sequence[Operator], names: Collection[str]) -> Iterator[KeptSlab]:
+    """What is kept of the matrices "sequence head" under their own masks, one sequence "head ..." at a time.
+
+    Args:
+        own: as the model applied them, in parts of neighbouring heads.
         names: from `kept_names`.
     """
-    for number in range(own.batch_shape[0]):
-        one = own[number : number + 1]
+    for number in range(own[0].batch_shape[0]):
+        parts = [part[number : number + 1] for part in own]
         kept: dict[str, NDArray[np.float32]] = {}
         if "queries" in names:
-            assert isinstance(one, AttentionOperator), "the plan keeps factors only where there are any"
-            kept = {"queries": _stored(one.query), "keys": _stored(one.key)}
+            factors = [part for part in parts if isinstance(part, AttentionOperator)]
+            assert len(factors) == len(parts), "the plan keeps factors only where there are any"
+            kept = {"queries": _stored([one.query for one in factors]), "keys": _stored([one.key for one in factors])}
         if "attention" in names:
-            kept["attention"] = _stored(one.dense())
+            kept["attention"] = _stored([part.dense() for part in parts])
         yield KeptSlab(**kept)
 
 
-def _stored(tensor: torch.Tensor) -> NDArray[np.float32]:
-    """The only sequence of a batch in float32, which holds bfloat16 and float16 exactly."""
-    array: NDArray[np.float32] = tensor[0].to(device="cpu", dtype=torch.float32).numpy()
-    return array
+def _stored(tensors: Sequence[torch.Tensor]) -> NDArray[np.float32]:
+    """The heads of the only sequence of a batch in float32, which holds bfloat16 and float16 exactly."""
+    arrays = [tensor[0].to(device="cpu", dtype=torch.float32).numpy() for tensor in tensors]
+    found: NDArray[np.float32] = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+    return found
 
 
 def write_functional(writer: SpectrumWriter, run: Run, found: FunctionalRank) -> None:

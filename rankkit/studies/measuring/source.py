@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
@@ -15,8 +15,9 @@ from rankkit.studies.measuring.plan import Plan
 
 __all__ = ["Place", "Receiver", "Source", "SourceFacts"]
 
-Receiver: TypeAlias = Callable[[int, Operator, Tensor | None], None]
-"""Takes a layer's number, its matrices "sequence head" under its own mask, and its output "sequence query d_model"."""
+Receiver: TypeAlias = Callable[[int, Sequence[Operator], Tensor | None], None]
+"""Takes a layer's number, its matrices "sequence head" under their own masks, in parts of neighbouring heads that share one,
+and its output "sequence query d_model"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -218,7 +218,7 @@ class ModelSource:
             if (seen.kind, seen.stack or "only") != (kind, stack):
                 return
             self._check(seen, place)
-            receive(seen.layer, valid_operator(seen, valid_rows, valid_keys), None)
+            receive(seen.layer, [valid_operator(seen, valid_rows, valid_keys)], None)
 
         arguments = _arguments(model, self._inputs[rows].on(self._device))
         with torch.no_grad(), capture(model, layers=plan.layers, heads=plan.heads, on_layer=hand_over):
