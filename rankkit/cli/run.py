@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 from time import perf_counter
@@ -16,14 +14,14 @@ import click
 from rankkit.cli.console import (
     INTERRUPTED,
     Output,
-    command_line,
     common_options,
     device_option,
     examples,
     guarded,
     new_table,
-    plain,
 )
+from rankkit.cli.experiment_folder import check_folder, duration, seeds_text, write_results, write_values
+from rankkit.cli.trained_experiment import run_trained
 
 if TYPE_CHECKING:
     import torch
@@ -34,8 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-DECLARATION: Final = "experiment.toml"  # the copy beside the results, and what makes a folder ours to replace
-
 SAME: Final = 1e-9  # relative: a standard error below is rounding in its own sum
 
 
@@ -44,27 +40,44 @@ SAME: Final = 1e-9  # relative: a standard error below is rounding in its own su
     epilog=examples(
         "rankkit run experiments/phase_diagram.toml",
         "rankkit run experiments/null_table.toml --out runs/null --force",
-        "rankkit run experiments/phase_diagram.toml --plan",
+        "rankkit run experiments/gpt_vs_unilm.toml --plan",
+        "rankkit run experiments/gpt_vs_unilm.toml --set base.preset=base",
     ),
 )
 @click.argument("experiment", type=click.Path())
 @click.option("--out", type=click.Path(), help="Folder to make.  [default: runs/ and the experiment's name]")
 @click.option("--force", is_flag=True, help="Replace the results of an earlier run.")
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Over the file and those that it reuses; repeatable.",
+)
 @click.option("--plan", is_flag=True, help="Print what it would take; do nothing.")
 @device_option
 @common_options
 @guarded
-def command(output: Output, experiment: str, out: str | None, force: bool, plan: bool, device: str) -> None:
+def command(
+    output: Output,
+    experiment: str,
+    out: str | None,
+    force: bool,
+    assignments: tuple[str, ...],
+    plan: bool,
+    device: str,
+) -> None:
     """Run a declared experiment and hold what it finds against what was expected.
 
     EXPERIMENT is a TOML file; its `kind` chooses the study. Results appear in the output folder when all of them are
     there: the declaration, results.json, values.csv and figures. An expectation that is not reproduced is a result, and
-    the exit code is 0.
+    the exit code is 0. What is trained lies in runs/experiments and is never trained twice: after an interruption the same
+    command goes on.
     """
     from rankkit.studies.experiments.experiment import load_experiment
     from rankkit.training.environment import choose_device
 
-    loaded = load_experiment(experiment)
+    loaded = load_experiment(experiment, assignments)
     folder = Path(out) if out else Path("runs") / loaded.name
     _RUNNERS[loaded.kind](loaded, folder, output, choose_device(device), force=force, plan=plan)
 
@@ -79,12 +92,12 @@ def _random_logits(
     config = experiment.config
     if plan:
         seconds = expected_seconds(config, device=device)
-        output.say(f"{experiment.title}\nmatrices: {config.total:,}\ntime: about {_duration(seconds)} (measured now)")
+        output.say(f"{experiment.title}\nmatrices: {config.total:,}\ntime: about {duration(seconds)} (measured now)")
         output.result({"matrices": config.total, "seconds": seconds})
         return
-    _check_folder(folder, force=force)
+    check_folder(folder, force=force)
     output.note(
-        f"{experiment.title}: {config.total:,} matrices, about {_duration(expected_seconds(config, device=device))}"
+        f"{experiment.title}: {config.total:,} matrices, about {duration(expected_seconds(config, device=device))}"
     )
     started = perf_counter()
     try:
@@ -103,51 +116,24 @@ def _random_logits(
     _write(experiment, result, folder, found, device)
     _show_crossings(result, output)
     _show_findings(list(result.findings()), output)
-    output.say(f"{config.total:,} matrices in {_duration(found['seconds'])}; everything is in {folder}")
+    output.say(f"{config.total:,} matrices in {duration(found['seconds'])}; everything is in {folder}")
     output.result({"folder": str(folder), **found})
 
 
-_RUNNERS: Final[Mapping[str, Callable[..., None]]] = {"random-logits": _random_logits}
+_RUNNERS: Final[Mapping[str, Callable[..., None]]] = {"random-logits": _random_logits, "trained": run_trained}
 """By kind of experiment."""
-
-
-def _check_folder(folder: Path, *, force: bool) -> None:
-    from rankkit.errors import OutputExistsError
-    from rankkit.files import check_output_folder
-
-    if force and folder.exists() and folder.resolve() != Path.cwd() and any(folder.iterdir()):
-        if not (folder / DECLARATION).is_file():
-            raise OutputExistsError(
-                f"{folder} must hold an experiment's results to be replaced, got something without {DECLARATION}. "
-                "Choose another --out."
-            )
-        return
-    check_output_folder(folder, force=False)
 
 
 def _write(
     experiment: Experiment, result: RandomLogits, folder: Path, found: Mapping[str, Any], device: torch.device
 ) -> None:
     """Everything at once, or nothing."""
-    import torch
-
-    from rankkit.files import atomic_directory, write_json, write_text
+    from rankkit.files import atomic_directory
     from rankkit.report.experiment_figures import draw_random_logits
-    from rankkit.training.environment import environment
 
-    facts = {
-        "command": command_line(),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "environment": environment(device, torch.float64, torch.get_num_threads()),
-    }
     with atomic_directory(folder) as temporary:
-        write_text(temporary / DECLARATION, experiment.text)
-        write_json(temporary / "results.json", plain({**facts, **found, "means": list(result.means())}))
-        rows = list(result.rows())
-        with (temporary / "values.csv").open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_results(experiment, temporary, {**found, "means": list(result.means())}, device)
+        write_values(temporary, result.rows())
         draw_random_logits(result, temporary / "figures")
 
 
@@ -162,7 +148,7 @@ def _show_crossings(result: RandomLogits, output: Output) -> None:
             cells.setdefault(crossing.measure, {})[size] = text
         output.say(
             f"Logit std above which {first} is below {second}, by n and head size, with its standard error (jackknife) "
-            f"over {_seeds(len(result.config.seeds))}:"
+            f"over {seeds_text(len(result.config.seeds))}:"
         )
         table = new_table("", ("measure", *next(iter(cells.values()))))
         for measure, row in cells.items():
@@ -173,8 +159,8 @@ def _show_crossings(result: RandomLogits, output: Output) -> None:
 def _show_findings(findings: list[Finding], output: Output) -> None:
     """One line for every expectation, and a sentence for every one that was not met."""
     for (where, seeds, overall), group in groupby(findings, key=lambda f: (f.where, f.seeds, f.overall_seeds)):
-        more = () if seeds == overall else (_seeds(overall),)
-        table = new_table(where, ("", "expected", _seeds(seeds), "off by", "allowed", *more, "reproduced"))
+        more = () if seeds == overall else (seeds_text(overall),)
+        table = new_table(where, ("", "expected", seeds_text(seeds), "off by", "allowed", *more, "reproduced"))
         for finding in group:
             table.add_row(
                 finding.what,
@@ -198,11 +184,3 @@ def _number(value: float, error: float) -> str:
     if math.isnan(value):
         return "none"
     return f"{value:.4g} ± {error:.1g}" if error > abs(value) * SAME else f"{value:.4g}"
-
-
-def _seeds(count: int) -> str:
-    return "1 seed" if count == 1 else f"{count} seeds"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"

@@ -8,14 +8,22 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from rankkit.report.figures import phase_diagram
+from rankkit.report.figures import (
+    CellNumbers,
+    ClaimMark,
+    claims_by_quantity,
+    measure_against_loss,
+    numbers_by_cell,
+    phase_diagram,
+)
 from rankkit.report.style import save
 from rankkit.spectra import MEASURES
 from rankkit.statistics import mean_interval
 from rankkit.studies.experiments.random_logits import RandomLogits
 from rankkit.studies.experiments.random_logits_config import CrossingsConfig, MatricesConfig
+from rankkit.studies.experiments.trained import TrainedResult
 
-__all__ = ["draw_random_logits"]
+__all__ = ["draw_random_logits", "draw_trained"]
 
 Array: TypeAlias = NDArray[np.float64]
 Panels: TypeAlias = dict[str, dict[str, tuple[Array, Array, Array]]]
@@ -113,3 +121,39 @@ def _measures(result: RandomLogits, family: MatricesConfig, titles: list[str]) -
                 for mask, values in by_mask.items()
             }
     return panels
+
+
+def draw_trained(result: TrainedResult, folder: Path) -> list[Path]:
+    """Every number by arm, every claim with its interval, and every correlation; what is not finite is left out.
+
+    Returns:
+        The files, each PNG followed by its SVG.
+    """
+    written = []
+    cells: dict[str, dict[str, CellNumbers]] = {}
+    for row in result.rows:
+        if np.isfinite([*row.by_seed.values()]).all():
+            numbers = CellNumbers(arm=row.arm, by_seed=row.by_seed, reference=row.reference)
+            cells.setdefault(row.of, {})[row.cell] = numbers
+    if cells:
+        written += save(numbers_by_cell(cells)[0].figure, folder, "numbers")  # type: ignore[arg-type]
+    marks: dict[str, tuple[ClaimMark, ...]] = {}
+    for verdict in result.verdicts:
+        if np.isfinite(verdict.interval.mean):
+            mark = ClaimMark(
+                label=verdict.claim, outcome=str(verdict.outcome), found_as=verdict.found_as,
+                mean=verdict.interval.mean, lower=verdict.interval.lower, upper=verdict.interval.upper,
+                detectable=verdict.detectable, control=verdict.same_mask,
+            )  # fmt: skip
+            marks[verdict.of] = (*marks.get(verdict.of, ()), mark)
+    if marks:
+        written += save(claims_by_quantity(marks)[0].figure, folder, "claims")  # type: ignore[arg-type]
+    for number, found in enumerate(result.associations):
+        points = {
+            "/".join(cell): (cell[1], found.measure[place], found.loss[place]) for place, cell in enumerate(found.cells)
+        }
+        if np.isfinite(found.measure).all():
+            label = f"{_title(found.config.measure)}, {found.config.region.replace('_', ' ')}"
+            axes = measure_against_loss(points, label=label)
+            written += save(axes.figure, folder, f"measure_against_loss_{number}")  # type: ignore[arg-type]
+    return written

@@ -1,4 +1,4 @@
-"""The figures: losses, spectra by layer, a measure by layer, head and step, functional rank, the phase diagram.
+"""The figures: losses, spectra by layer, a measure by layer, head and step, functional rank, the phase diagram, claims.
 
 Each takes plain arrays and axes, and gives axes back; without axes it makes a figure of its own, outside pyplot.
 Intervals and floors are always drawn; where one seed gives no interval, the figure says so. Every argument is
@@ -7,6 +7,9 @@ checked before the first line is drawn, so axes that were passed in are never le
 
 from __future__ import annotations
 
+from rankkit.report.figures.association import measure_against_loss
+from rankkit.report.figures.cells import CellNumbers, numbers_by_cell
+from rankkit.report.figures.claims import ClaimMark, claims_by_quantity
 from rankkit.report.figures.functional import extra_loss_by_rank
 from rankkit.report.figures.heads import measure_by_head
 from rankkit.report.figures.loss import losses
@@ -16,11 +19,16 @@ from rankkit.report.figures.spectrum import spectra_by_layer
 from rankkit.report.figures.steps import measure_by_step
 
 __all__ = [
+    "CellNumbers",
+    "ClaimMark",
+    "claims_by_quantity",
     "extra_loss_by_rank",
     "losses",
+    "measure_against_loss",
     "measure_by_head",
     "measure_by_layer",
     "measure_by_step",
+    "numbers_by_cell",
     "phase_diagram",
     "spectra_by_layer",
 ]
