@@ -129,11 +129,12 @@ def plan_measurement(run: Run, config: MeasureConfig) -> Plan:
     kept = shard_rows(len(tokens), config.shard)
     heads = chosen_numbers("heads", config.heads, range(model.num_heads))
     regions = {arm: _regions(run, arm, tuple(methods), (n, p)) for arm in run.config.arms}
+    methods = {name: method for name, method in methods.items() if any(name in those for those in regions.values())}
     whole = Plan(
         sequence_length=n,
         queries=n,
         prefix_length=p,
-        regions=tuple(region for region in methods if any(region in those for those in regions.values())),
+        regions=tuple(methods),
         applied=APPLIED,
         layers=layers,
         heads=heads,
