@@ -23,6 +23,7 @@ from rankkit.cli.model_options import check_no_model_options, is_model, model_op
 if TYPE_CHECKING:
     from rankkit.studies.compared_side import Side
     from rankkit.studies.measuring.config import MeasureConfig
+    from rankkit.studies.measuring.plan import Plan
     from rankkit.studies.pretrained.source import ModelSource
 
 __all__ = ["command"]
@@ -88,6 +89,7 @@ def command(
     paths = [_path(side, Path(out or "."), number if first == second else None) for number, side in enumerate(sides)]
     for path in (path for side, path in zip(sides, paths, strict=True) if side.source is not None):
         check_output_file(path, force=force)  # before the first of them is measured
+    _check_models([side for side in sides if side.source is not None], config)
     read = [_read(side, path, config, output, force=force, step=step) for side, path in zip(sides, paths, strict=True)]
     found = compare(read[0], read[1])
     known = list(found.rows)
@@ -152,6 +154,32 @@ def _opened(
             for target, mask in zip(found, reversed(masks), strict=True)
         ]
     return found[0], found[1]
+
+
+def _check_models(targets: list[_Target], config: MeasureConfig) -> None:
+    """Refuse what could not be compared, before anything is measured: groups that are not there, other tokens."""
+    import numpy as np
+
+    chosen = [_part(target, config) for target in targets]
+    if len(chosen) == 2 and not np.array_equal(chosen[0].sequences, chosen[1].sequences):
+        raise click.UsageError(
+            "A and B must read the same tokens, got others. Models with different tokenizers cannot be compared by tokens."
+        )
+
+
+def _part(target: _Target, config: MeasureConfig) -> Plan:
+    """The plan of the one group of a model that is to be compared."""
+    assert target.source is not None, "a model"
+    name, plan = target.source.models.name, target.source.plan(config)
+    arms = {arm.name: part for arm, part in zip(plan.arms, plan.parts, strict=True)}
+    wanted = f"{name}/{target.group}" if target.group else next(iter(arms))
+    if wanted not in arms or (len(arms) > 1 and not target.group):
+        known = [arm.removeprefix(f"{name}/") for arm in arms] if len(arms) > 1 else ["one alone"]
+        raise click.UsageError(
+            f"{target.name} must have one kind of attention, or one be named, got {', '.join(known)}. Write "
+            f"{target.name}{f'::{known[0]}' if len(arms) > 1 else ''}."
+        )
+    return arms[wanted]
 
 
 def _mask(target: _Target, config: MeasureConfig) -> str:

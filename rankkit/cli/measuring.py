@@ -150,8 +150,8 @@ def _note_agreement(plan: Plan, output: Output) -> None:
     attributes = plan.arms[0].attributes
     if "agreement_attention" in attributes:
         output.note(
-            f"captured ({attributes['capture']}): attention within {attributes['agreement_attention']:.1e} of the model's "
-            f"own ({attributes['agreement']}), output within {attributes['agreement_output']:g} of an uncaptured pass"
+            f"captured ({attributes['capture']}) and checked ({attributes['agreement']}): largest difference of attention "
+            f"{attributes['agreement_attention']:.1e}, of the output {attributes['agreement_output']:g}"
         )
 
 

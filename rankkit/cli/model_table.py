@@ -39,7 +39,7 @@ def show_side(side: Side, measure: str, output: Output) -> None:
         for number, row in enumerate(rows):
             if row.region == region:
                 both = [_number(row.swapped), _number(row.change, "+")] if row.swapped and row.change else []
-                others = [f"{beside[name][number].own.mean:.3g}" for name in companions]
+                others = [_plain(beside[name][number].own.mean) for name in companions]
                 table.add_row(_layer(row), _number(row.own), *both, *others)
         output.table(table)
     output.say("Means over heads and sequences, of each matrix by itself.")
@@ -156,6 +156,10 @@ def _number(interval: Interval, sign: str = "") -> str:
         return "-"
     half = "" if math.isnan(interval.half_width) else f" ± {interval.half_width:.2g}"
     return f"{interval.mean:{sign}.{_DIGITS}g}{half}"
+
+
+def _plain(mean: float) -> str:
+    return "-" if math.isnan(mean) else f"{mean:.3g}"
 
 
 def _spoken(measure: str) -> str:

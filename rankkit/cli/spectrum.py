@@ -11,7 +11,14 @@ import click
 
 from rankkit.cli.console import Output, common_options, device_option, examples, guarded, integers, names, shard_option
 from rankkit.cli.measuring import measure_and_report, show_plan
-from rankkit.cli.model_options import check_no_model_options, is_model, model_options, model_source, take_model_options
+from rankkit.cli.model_options import (
+    PREFIX,
+    check_no_model_options,
+    is_model,
+    model_options,
+    model_source,
+    take_model_options,
+)
 
 if TYPE_CHECKING:
     from rankkit.studies.functional import Scope
@@ -132,6 +139,7 @@ def _opened(
     target: str, device: Any, mask: str | None, scale: float | None, about_models: dict[str, Any]
 ) -> Iterator[Source]:
     """The model, run, kept factors or arrays of that name."""
+    from rankkit.files import RunDirectory
     from rankkit.studies.measuring.array_source import ArrayMask, array_source
     from rankkit.studies.measuring.kept_source import kept_source
     from rankkit.studies.measuring.run_source import RunSource
@@ -157,6 +165,8 @@ def _opened(
     elif path.is_file():
         with kept_source(path, device) as kept:
             yield kept
+    elif (path / "config.json").is_file() and not RunDirectory(path).configuration.is_file():
+        raise click.UsageError(f"{path} is a Hugging Face model: write {PREFIX}{path}.")
     else:
         yield RunSource(open_run(path), device)
 

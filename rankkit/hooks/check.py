@@ -14,6 +14,7 @@ from rankkit.errors import CaptureError
 from rankkit.hooks.any_module import watched_functions
 from rankkit.hooks.capture import Mode, capture, capture_mode
 from rankkit.hooks.factors import LayerAttention, LayerFactors, LayerMatrices
+from rankkit.hooks.masks_seen import SeenMask
 from rankkit.hooks.parts import keys_of_heads, visible_rows
 from rankkit.hooks.recorder import AttentionCall, Recorder
 from rankkit.hooks.transformers_models import registered_attention, with_attention
@@ -138,13 +139,16 @@ def _with_eager(
     with capture(model, layers=layers, heads=heads, mode=mode) as captured:
         output = run()
     waiting = iter(captured.found)
+    queries: dict[str, tuple[SeenMask, ...]] = {}  # of a stack: its own attention says which queries are padding
 
     def compare(theirs: LayerAttention) -> None:
         ours = next(waiting)
         assert isinstance(theirs, LayerMatrices)
         assert (ours.module, ours.layer, ours.kind) == (theirs.module, theirs.layer, theirs.kind)
+        if ours.kind == "self":
+            queries[ours.stack] = ours.seen
         if isinstance(ours, LayerFactors):
-            _compare_layer(ours, theirs, comparison)
+            _compare_layer(ours, theirs, queries.get(ours.stack, ours.seen), comparison)
 
     with registered_attention(model, "eager", _Maps(model, layers, heads, compare)):
         run()
@@ -160,12 +164,15 @@ class _Maps(Recorder):
         self.record_weights(call, weights, "asked for")
 
 
-def _compare_layer(ours: LayerFactors, theirs: LayerMatrices, comparison: _Comparison) -> None:
+def _compare_layer(
+    ours: LayerFactors, theirs: LayerMatrices, queries: tuple[SeenMask, ...], comparison: _Comparison
+) -> None:
     """Every sequence, on the rows that are no padding; inf where the two do not agree on those."""
     for sequence, operator in enumerate(ours.operators()):
         seen, map_ = ours.seen[sequence], theirs.matrices[sequence]
-        rows = visible_rows(seen, operator.rows).to(map_.device)
-        agreed = torch.equal(rows, visible_rows(theirs.seen[sequence], operator.rows).to(map_.device))
+        rows, their_rows = (visible_rows(each, operator.rows) for each in (seen, theirs.seen[sequence]))
+        agreed = torch.equal(rows, their_rows)
+        rows = (rows & visible_rows(queries[sequence], operator.rows)).to(map_.device)
         matrix = operator.dense(_at_least_float32(map_))
         if seen.keys is not None:
             matrix = torch.zeros_like(map_, dtype=matrix.dtype).index_copy_(-1, _numbers(seen.keys, map_), matrix)

@@ -14,7 +14,7 @@ import numpy as np
 
 from rankkit.errors import MatchError
 from rankkit.statistics import Interval
-from rankkit.studies.compared_side import Array, Side, interval_of
+from rankkit.studies.compared_side import SEPARATOR, Array, Side, interval_of
 from rankkit.studies.decomposition import EFFECTS, effects
 from rankkit.studies.head_means import HeadMeans
 
@@ -143,8 +143,12 @@ def side_rows(side: Side, measure: str) -> tuple[SideRow, ...]:
 
 def _check_same_tokens(first: Side, second: Side) -> None:
     if first.lengths != second.lengths or first.tokens_sha256 != second.tokens_sha256:
+        names = [
+            side.group if first.group != second.group else f"{side.path}{SEPARATOR}{side.group}"
+            for side in (first, second)
+        ]
         raise MatchError(
-            f"sides must have read the same tokens, but those of {second.group} differ from those of {first.group} "
+            f"sides must have read the same tokens, but those of {names[1]} differ from those of {names[0]} "
             f"(SHA-256 {second.tokens_sha256[:8]} and {first.tokens_sha256[:8]}; {len(second.lengths)} and "
             f"{len(first.lengths)} sequences). Measure both with the same text, samples and --sequence-length; models with "
             "different tokenizers cannot be compared by tokens."

@@ -54,7 +54,8 @@ def test_a_model_is_measured_where_one_stands(root: Path, tmp_path: Path, monkey
     assert result.exit_code == 0, result.output
     said = json.loads(result.stdout)
     assert said["file"] == "gpt2-spectrum.h5"
-    assert "captured (qk: GPT2LMHeadModel supports SDPA): attention within" in result.stderr
+    assert "captured (qk: GPT2LMHeadModel supports SDPA) and checked (16 matrices of the first 2" in result.stderr
+    assert "of the output 0" in result.stderr
     stored = read_group("gpt2-spectrum.h5", "gpt2")
     (row,) = [
         row
@@ -109,6 +110,33 @@ def test_what_cannot_be_is_said_in_one_line(arguments: tuple[str, ...], code: in
     result = invoke(*arguments)
     assert result.exit_code == code
     assert message in result.output
+
+
+def test_models_that_cannot_be_compared_are_refused_before_they_are_measured(root: Path, tmp_path: Path) -> None:
+    saved_model(tmp_path / "t5", "T5ForConditionalGeneration")
+    saved_model(tmp_path / "other", bos=True)
+    options = ("--text", root / "text.jsonl", "--sequence-length", 16, "--samples", 2, "--out", tmp_path)
+    gpt2 = f"hf:{root / 'gpt2'}"
+    for second, message in (
+        (
+            f"hf:{tmp_path / 't5'}",
+            "must have one kind of attention, or one be named, got encoder, decoder, cross. Write hf:",
+        ),
+        (f"hf:{tmp_path / 't5'}::middle", "or one be named, got encoder, decoder, cross"),
+        (f"hf:{root / 'bert'}::encoder", "or one be named, got one alone"),
+        (f"hf:{tmp_path / 'other'}", "must read the same tokens, got others. Models with different tokenizers"),
+    ):
+        result = invoke("compare", gpt2, second, *options)
+        assert (result.exit_code, list(tmp_path.glob("*.h5"))) == (2, [])
+        assert message in result.stderr
+    result = invoke("compare", *2 * [f"hf:{tmp_path / 't5'}::encoder"], *options, "--heads", 0)
+    assert result.exit_code == 0, result.output
+
+
+def test_a_model_without_hf_before_it_says_what_to_write(root: Path) -> None:
+    result = invoke("spectrum", root / "gpt2")
+    assert result.exit_code == 2
+    assert f"{root / 'gpt2'} is a Hugging Face model: write hf:{root / 'gpt2'}." in result.stderr
 
 
 def test_functional_rank_of_a_model_is_refused(root: Path) -> None:

@@ -22,6 +22,7 @@ LIMIT = 5e-6
 
 @pytest.mark.parametrize(("family", "padding", "against", "matrices"), [
     ("gpt2", "left", "eager", 36), ("llama", "right", "eager", 36), ("t5", "right", "eager", 72),
+    ("bart", "left", "eager", 72),
     ("gemma2", "left", "eager", 36), ("gpt-oss", "none", "eager", 36), ("modernbert", "right", "eager", 36),
     ("falcon-alibi", "left", "values", 24), ("bloom", "right", "softmax", 0),
 ])  # fmt: skip

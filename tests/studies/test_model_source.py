@@ -190,7 +190,7 @@ def test_a_swapped_mask_is_put_on_the_models_own_queries_and_keys(
     settings = ModelSettings(swap=SwapMask.parsed(text))
     path = tmp_path / "s.h5"
     measured(root / "gpt2", path, text=root / "text.jsonl", sequence_length=N, settings=settings, keep_qk=True)
-    stored = read_group(path, "gpt2")
+    stored = read_group(path, "gpt2") | read_group(path, "gpt2", ("queries", "keys"))
     assert describe(path).groups[0].attributes["swapped_mask"] == text
     assert len(stored["region"]) == regions
     allowed = torch.ones(N, N, dtype=torch.bool) if mask is None else mask.allowed(N)
@@ -206,7 +206,7 @@ def test_a_swapped_mask_is_put_on_the_models_own_queries_and_keys(
     [
         ("GPT2LMHeadModel", "causal", "can have, got causal: it is the model's own. Leave it out"),
         ("BertForMaskedLM", "bidirectional", "got bidirectional: it is the model's own"),
-        ("GPT2LMHeadModel", "prefix:17", r"at least 17 tokens \(prefix of swap_mask: 17\), got 16. Leave out shorter"),
+        ("GPT2LMHeadModel", "prefix:17", r"at least 17 tokens \(prefix of swap_mask: 17\), got 16. Shorten the prefix"),
         (
             "GPT2LMHeadModel",
             "window",
@@ -240,7 +240,9 @@ def test_a_bias_that_the_model_hides_lets_no_mask_show_more(tmp_path: Path) -> N
 def test_the_first_batch_is_held_against_eager_attention_and_the_numbers_are_stored(root: Path, tmp_path: Path) -> None:
     measured(root / "gpt2", tmp_path / "s.h5", text=root / "text.jsonl", sequence_length=N)
     said = describe(tmp_path / "s.h5").groups[0].attributes
-    assert said["agreement"] == "16 matrices of the first 2 sequences, 16 positions each, against its eager"
+    assert (
+        said["agreement"] == "16 matrices of the first 2 sequences, 16 positions each, against its own eager attention"
+    )
     assert 0 < float(said["agreement_attention"]) <= 5e-6
     assert (said["agreement_output"], said["agreement_tolerance"]) == (0.0, 1e-4)
 
@@ -659,7 +661,9 @@ def test_inputs_that_do_not_fit_together_are_refused(arguments: dict[str, torch.
     [
         ({"sequence_length": 65}, r"sequence_length must be at most 64 \(the model's table of positions\), got 65"),
         ({"samples": 1000}, r"samples must be at most \d+ \(sequences in the text\), got 1000. Give more text"),
-        ({"layers": (7,)}, r"layers must be the model's, got \[7\]. Choose from them"),
+        ({"layers": (7,)}, r"layers must be within 0..1, got \[7\]. Choose layers that there are"),
+        ({"layers": (0, 5)}, r"layers must be within 0..1, got \[0, 5\]"),
+        ({"layers": ()}, r"layers must be within 0..1, got \[\]"),
         ({"heads": (4,)}, r"heads must be within 0..3, got \[4\]"),
         ({"seeds": (1,)}, r"seeds must be 0 for a model, got \[1\]"),
         ({"prefix_length": 4}, "prefix_length must stand in --swap-mask prefix:P for a model, got 4"),
@@ -720,6 +724,43 @@ def test_exactly_one_thing_is_read() -> None:
         Reading(text=("a",), tokens=Path("b"))
 
 
+def test_what_only_text_needs_is_refused_without_it() -> None:
+    for given in ({"policy": TokenPolicy(bos="yes")}, {"target_length": 3}):
+        with pytest.raises(
+            ConfigurationError, match=r"bos, packing, .* must stand with text, got tokens. Leave them out"
+        ):
+            Reading(tokens=Path("b"), **given)
+    for name, value in (("truncation", "drop"), ("padding_side", "left")):
+        with pytest.raises(
+            ConfigurationError, match=f"{name} must be .* for packed windows, .* got '{value}'. Add --packing"
+        ):
+            TokenPolicy(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("architecture", "argument", "values", "message"),
+    [
+        (
+            "ViTForImageClassification",
+            "input_ids",
+            np.ones((2, N), dtype=np.int64),
+            "must hold pixel_values, got input_ids. Give images",
+        ),
+        (
+            "LlamaForCausalLM",
+            "pixel_values",
+            np.ones((2, 3, 8, 8)),
+            "must hold input_ids, got pixel_values. Give text, or",
+        ),
+    ],
+)
+def test_a_model_is_not_given_what_it_cannot_read(
+    architecture: str, argument: str, values: Any, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        measure_model(new_model(architecture), {argument: torch.from_numpy(values)}, tmp_path / "s.h5")
+
+
 def test_a_batch_fits_a_chunk() -> None:
     with pytest.raises(
         ConfigurationError, match=r"batch must be between 1 and 8 \(sequences in a chunk of the file\), got"
@@ -774,6 +815,9 @@ def test_a_model_without_factors_gives_its_matrices(tmp_path: Path) -> None:
     assert verify_file(tmp_path / "s.h5") == []
     (group,) = describe(tmp_path / "s.h5").groups
     assert str(group.attributes["logits"]).startswith("none: ")
+    assert str(group.attributes["agreement"]).startswith(
+        "every matrix is the model's own softmax; the output of the first 2"
+    )
     stored = read_group(tmp_path / "s.h5", "model")
     assert (stored["region"].tolist(), stored["tokens"].tolist()) == (["full"], [[-1] * 7] * 2)
     expected = torch.linalg.svdvals((hidden @ hidden.mT).softmax(dim=-1).double())

@@ -19,6 +19,13 @@ __all__ = ["agreement"]
 
 _COPIES: Final = 4  # of a layer's matrices that an eager forward pass and the comparison hold at once
 
+_AGAINST: Final = {
+    "eager": "{} matrices of {}, against its own eager attention",
+    "values": "{} matrices of {}, against what it made of its values",
+    "softmax": "every matrix is the model's own softmax; the output of {1}",
+}
+"""What was compared, by the kinds of `Agreement.against`."""
+
 
 def agreement(
     model: nn.Module,
@@ -63,10 +70,9 @@ def agreement(
             f"{found.matrices:.3g} from its {found.against}, and of {found.outputs:.3g} in its output. Report this model, "
             "or measure it all the same with --allow-disagreement."
         )
-    checked = next(iter(arguments.values()))
+    checked = f"the first {len(next(iter(arguments.values())))} sequences, {length} positions each"
     return {
-        "agreement": f"{found.compared} matrices of the first {len(checked)} sequences, {length} positions each, against "
-        f"its {found.against}",
+        "agreement": _AGAINST[found.against].format(found.compared, checked),
         "agreement_attention": found.matrices,
         "agreement_output": found.outputs,
         "agreement_tolerance": found.tolerance,

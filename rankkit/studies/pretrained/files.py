@@ -158,7 +158,8 @@ def _folder(path: str, revision: str | None, allow_pickle: bool) -> Path:
         folder = Path(path) / revision if revision else Path(path)
         if not (folder / CONFIG).is_file():
             raise ConfigurationError(
-                f"{folder} must hold {CONFIG} of a model, got none. Name the folder that save_pretrained wrote."
+                f"{folder} must hold {CONFIG} of a model, got none. Name the folder that save_pretrained wrote, or "
+                "such folders inside it with --revision."
             )
         return folder
     if path.startswith(("/", ".")) or path.count("/") > 1 or not path:

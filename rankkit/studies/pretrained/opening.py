@@ -28,6 +28,12 @@ __all__ = ["GivenModel", "PretrainedModels", "Reading", "measure_model", "open_m
 DEFAULT_LENGTH: Final = 512
 """Tokens, where none are asked for: all heads of GPT-2 then take minutes."""
 
+_READABLE: Final = {
+    "input_ids": "text, or token ids with --tokens FILE.npy",
+    "pixel_values": "images with --pixels FILE.npy",
+}
+"""What a model may read, and how it is given."""
+
 _TABLE: Final = re.compile(r"position|wpe", re.IGNORECASE)
 
 
@@ -51,6 +57,11 @@ class Reading:
         if len(given) != 1:
             raise ConfigurationError(
                 f"exactly one of text, tokens and pixels must be given, got {', '.join(given) or 'none'}. Pass --text FILE."
+            )
+        if not self.text and (self.policy != TokenPolicy() or self.target_length is not None):
+            raise ConfigurationError(
+                f"bos, packing, truncation, padding_side, text_key and target_length must stand with text, got {given[0]}. "
+                "Leave them out."
             )
 
 
@@ -160,6 +171,12 @@ class _AsGiven:
             )
         if own is not None:
             _check_length(own, positions(model))
+        reads = getattr(model, "main_input_name", None)
+        if reads in _READABLE and not {reads, "inputs_embeds"} & self._inputs.arguments.keys():
+            raise ConfigurationError(
+                f"inputs of {type(model).__name__} must hold {reads}, got {', '.join(self._inputs.arguments)}. Give "
+                f"{_READABLE[reads]}."
+            )
         two = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
         if two and "decoder_input_ids" not in self._inputs.arguments:
             raise ConfigurationError(

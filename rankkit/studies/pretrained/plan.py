@@ -114,15 +114,23 @@ def model_plan(
             raise ConfigurationError(
                 f"swap_mask must be one that the model's attention can have, got {swap}: {refusals[0]}. Leave it out."
             )
+    _check_layers(groups, config)
     parts = [_part(group, facts, inputs, numbers, config, swap, batch) for group in groups]
-    if not any(parts):
-        raise ConfigurationError(f"layers must be the model's, got {list(config.layers or ())}. Choose from them.")
     planned = [part for part in parts if part is not None]
     return replace(planned[0], arms=tuple(replace(part.arms[0], part=part) for part in planned))
 
 
+def _check_layers(groups: Sequence[AttentionGroup], config: MeasureConfig) -> None:
+    """Refuse layers that no stack has: stacks may differ in depth."""
+    known = {facts.layer for group in groups for facts in group.layers}
+    if config.layers is not None and not (config.layers and known.issuperset(config.layers)):
+        raise ConfigurationError(
+            f"layers must be within 0..{max(known)}, got {list(config.layers)}. Choose layers that there are."
+        )
+
+
 def _layers(group: AttentionGroup, config: MeasureConfig) -> tuple[int, ...]:
-    """Of those asked for, the ones that a stack has: stacks may differ in depth."""
+    """Of those asked for, the ones that a stack has."""
     known = [facts.layer for facts in group.layers]
     return tuple(known) if config.layers is None else tuple(layer for layer in known if layer in config.layers)
 
@@ -206,7 +214,7 @@ def _check_lengths(
     if shortest < least:
         raise ConfigurationError(
             f"sequences must have at least {least} tokens{f' (prefix of swap_mask: {p})' if p > 2 else ''}, got {shortest}. "
-            "Leave out shorter ones."
+            f"{'Shorten the prefix, or leave' if p > 2 else 'Leave'} out shorter ones."
         )
 
 

@@ -51,6 +51,12 @@ class TokenPolicy:
                 raise ConfigurationError(
                     f"{name} must be among {', '.join(get_args(known))}, got {getattr(self, name)!r}. Choose one."
                 )
+        for name, default in (("truncation", "right"), ("padding_side", "auto")):
+            if self.packing == "packed" and getattr(self, name) != default:
+                raise ConfigurationError(
+                    f"{name} must be {default} for packed windows, which need neither cut nor padding, got "
+                    f"{getattr(self, name)!r}. Add --packing documents."
+                )
 
 
 class ModelText:
@@ -213,7 +219,7 @@ def _tokenizer(found: FoundModel) -> Any:
     if path is None:
         raise ConfigurationError(
             f"{found.checkpoints[0].folder} must hold tokenizer.json to read text, got none. Give token ids with --tokens "
-            "FILE.npy."
+            "FILE.npy, or images with --pixels FILE.npy."
         )
     library = transformers()
     load_tokenizer(path)
