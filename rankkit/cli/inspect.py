@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from rankkit.cli.console import FAILED, Output, common_options, examples, guarde
 
 if TYPE_CHECKING:
     from rankkit.store import ComparisonDescription, FileDescription, GroupDescription
+    from rankkit.training.config import RunConfig
 
 __all__ = ["command"]
 
@@ -45,8 +47,10 @@ def command(output: Output, target: str, verify: bool) -> None:
 
 def _inspect_run(path: Path, output: Output, verify: bool) -> tuple[dict[str, Any], str, list[str]]:
     """What is there, what a verification checks of it, and what is wrong."""
+    from rankkit.cli.train_pair import initial_note
     from rankkit.studies.run import open_run
     from rankkit.studies.verify import verify_run
+    from rankkit.training.settings import to_table
 
     run = open_run(path)
     config = run.config
@@ -57,12 +61,38 @@ def _inspect_run(path: Path, output: Output, verify: bool) -> tuple[dict[str, An
         f"{model.num_layers} layers, d_model {model.d_model}, {model.num_heads} heads of {model.head_dim}, "
         f"n = {model.sequence_length}, {model.parameters:,} parameters, {config.base.train.steps} steps"
     )
+    if config.initial is not None:
+        output.say(initial_note(config.initial))
+    arms = _show_arms(config, output)
     for name, state in units.items():
         output.say(f"  {name}: {state}")
     checkpoints = sum(len(run.directory.checkpoint_steps(*unit)) for unit in config.units)
     checks = f"tokens, certificate, and {checkpoints:,} checkpoints of {len(config.units):,} units"
     checks += f", and {run.directory.spectrum.name}" if run.directory.spectrum.is_file() else ""
-    return {"run": str(path), "units": units}, checks, verify_run(run) if verify else []
+    initial = None if config.initial is None else to_table(config.initial)
+    return {"run": str(path), "initial": initial, **arms, "units": units}, checks, verify_run(run) if verify else []
+
+
+def _show_arms(config: RunConfig, output: Output) -> dict[str, Any]:
+    """What each arm is and in what every two differ; the same as plain values."""
+    from rankkit.studies.certificate import declared_fields
+
+    found = {name: config.arm(name) for name in config.arms}
+    arms = {
+        name: {"mask": str(arm.model.mask), "objective": str(arm.train.objective), "task": arm.task.evaluated_as}
+        for name, arm in found.items()
+    }
+    for name, facts in arms.items():
+        output.say(
+            f"  {name}: mask {facts['mask']}, objective {facts['objective']}, evaluated by its {facts['task']} loss"
+        )
+    pairs = []
+    for one, other in combinations(found, 2):
+        declared, one_task = declared_fields(one, other), arms[one]["task"] == arms[other]["task"]
+        pairs.append({"arms": [one, other], "declared": declared, "losses_subtracted": one_task})
+        apart = "" if one_task else "; their losses are over different targets"
+        output.say(f"  {one} and {other} differ in {' and '.join(declared)}{apart}")
+    return {"arms": arms, "pairs": pairs}
 
 
 def _unit_state(run: Any, arm: str, seed: int) -> str:

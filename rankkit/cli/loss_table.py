@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rankkit.cli.console import Output, new_table
+from rankkit.studies.certificate import declared_fields
 from rankkit.studies.losses import LossComparison, PairDifference, verdict
 
 if TYPE_CHECKING:
@@ -18,17 +21,21 @@ __all__ = ["losses_as_dict", "show_losses"]
 def show_losses(comparison: LossComparison, output: Output) -> None:
     """Arms, baselines, paired differences with their intervals and the same-mask control, one sentence each."""
     output.table(_cost_table(comparison))
-    output.table(_loss_table(comparison))
+    for task in comparison.references:
+        output.table(_loss_table(comparison, task))
     seeds = len(comparison.arms[0].seeds)
     over = "seeds" if seeds > 1 else "the sequences of one seed, and says nothing of another seed"
     output.say(f"The standard error is over {over}. Uniform attention: the loss when no head may choose.")
     for arm in comparison.arms:
-        if "bigram" in comparison.ngrams and arm.loss > comparison.ngrams["bigram"]:
+        if not arm.is_trained_enough:
             output.say(
-                f"note: {arm.arm} does not yet predict better than a bigram model; its ranks are those of its start."
+                f"note: {arm.arm} is not trained enough: its loss is not below that of the {arm.reference} model by two "
+                "standard errors; its ranks are those of its start."
             )
     for difference in comparison.differences:
         output.say(_difference_line(difference))
+    if comparison.apart:
+        output.say(_apart_line(comparison))
     for difference in comparison.differences:
         output.say(verdict(difference))
 
@@ -44,20 +51,36 @@ def _cost_table(comparison: LossComparison) -> Table:
     return table
 
 
-def _loss_table(comparison: LossComparison) -> Table:
+def _loss_table(comparison: LossComparison, task: str) -> Table:
+    where = f"prefix {comparison.prefix_length}" if task == "suffix" else "every predicted token hidden"
     title = (
-        f"suffix loss in nats per token: {comparison.sequences} held-out sequences of {comparison.documents} documents, "
-        f"prefix {comparison.prefix_length}"
+        f"{task} loss in nats per token: {comparison.sequences} held-out sequences of {comparison.documents} documents, "
+        f"{where}"
     )
-    quarters = ("1st quarter", "2nd", "3rd", "4th of the suffix")
+    quarters = ("1st quarter", "2nd", "3rd", "4th of the suffix" if task == "suffix" else "4th")
     table = new_table(title, ("arm", "seeds", "loss", "standard error", "uniform attention", *quarters))
     for arm in comparison.arms:
-        uniform = f"{arm.uniform_attention.mean():.4f}"
-        parts = [f"{part.mean():.3f}" for part in np.array_split(arm.by_position.mean(axis=0), 4) if part.size]
-        table.add_row(arm.arm, str(len(arm.seeds)), f"{arm.loss:.4f}", f"{arm.loss_error:.4f}", uniform, *parts)
-    for name, value in comparison.ngrams.items():
-        table.add_row(f"{name} model", "", f"{value:.4f}")
+        if arm.task == task:
+            uniform = f"{arm.uniform_attention.mean():.4f}"
+            parts = [_mean(part) for part in np.array_split(arm.by_position.mean(axis=0), 4) if part.size]
+            table.add_row(arm.arm, str(len(arm.seeds)), f"{arm.loss:.4f}", f"{arm.loss_error:.4f}", uniform, *parts)
+    for name, value in comparison.references[task].items():
+        table.add_row(f"{name.replace('_', ' ')} model", "", f"{value:.4f}")
     return table
+
+
+def _mean(losses: NDArray[np.float64]) -> str:
+    """Over the positions that have a loss."""
+    known = losses[~np.isnan(losses)]
+    return f"{known.mean():.3f}" if known.size else ""
+
+
+def _apart_line(comparison: LossComparison) -> str:
+    groups = [
+        f"the {task} losses of {', '.join(arm.arm for arm in comparison.arms if arm.task == task)}"
+        for task in comparison.references
+    ]
+    return f"Not subtracted from each other, being means over different targets: {' and '.join(groups)}."
 
 
 def _difference_line(difference: PairDifference) -> str:
@@ -68,8 +91,9 @@ def _difference_line(difference: PairDifference) -> str:
         else "same-mask control: needs a second seed"
     )
     declared = " and ".join(difference.declared)
+    together = " together" if len(difference.declared) > 1 else ""
     return (
-        f"{difference.arms[0]} - {difference.arms[1]} (differ in {declared}): {interval.mean:+.4f}, 95% interval "
+        f"{difference.arms[0]} - {difference.arms[1]} (differ in {declared}{together}): {interval.mean:+.4f}, 95% interval "
         f"{interval.lower:+.4f} to {interval.upper:+.4f}, {interval.kind}, {interval.count} of them; {control}."
     )
 
@@ -80,7 +104,7 @@ def losses_as_dict(comparison: LossComparison) -> dict[str, Any]:
         "prefix_length": comparison.prefix_length,
         "sequences": comparison.sequences,
         "documents": comparison.documents,
-        "baselines": dict(comparison.ngrams),
+        "baselines": comparison.ngrams,
         "arms": {
             arm.arm: {
                 "seeds": list(arm.seeds),
@@ -90,10 +114,16 @@ def losses_as_dict(comparison: LossComparison) -> dict[str, Any]:
                 "loss_tokens": arm.loss_tokens,
                 "attention_flops": arm.attention_flops,
                 "compute": arm.compute,
+                "task": arm.task,
                 "loss": arm.loss,
                 "standard_error": arm.loss_error,
                 "loss_by_seed": arm.by_seed.tolist(),
-                "loss_by_suffix_position": arm.by_position.mean(axis=0).tolist(),
+                f"loss_by_{'suffix_' if arm.task == 'suffix' else ''}position": [
+                    None if math.isnan(loss) else loss for loss in arm.by_position.mean(axis=0).tolist()
+                ],
+                "reference": arm.reference,
+                "reference_loss": arm.reference_loss,
+                "trained_enough": arm.is_trained_enough,
                 "uniform_attention_loss": arm.uniform_attention.tolist(),
             }
             for arm in comparison.arms
@@ -101,7 +131,9 @@ def losses_as_dict(comparison: LossComparison) -> dict[str, Any]:
         "differences": [
             {
                 "arms": list(difference.arms),
+                "task": difference.task,
                 "declared": list(difference.declared),
+                "told_apart": len(difference.declared) < 2,
                 "by_seed": difference.by_seed.tolist(),
                 "mean": difference.interval.mean,
                 "lower": difference.interval.lower,
@@ -111,5 +143,13 @@ def losses_as_dict(comparison: LossComparison) -> dict[str, Any]:
                 "verdict": verdict(difference),
             }
             for difference in comparison.differences
+        ],
+        "not_subtracted": [
+            {
+                "arms": list(pair),
+                "declared": declared_fields(*pair),
+                "tasks": [comparison.arm(name).task for name in pair],
+            }
+            for pair in comparison.apart
         ],
     }

@@ -22,8 +22,10 @@ from rankkit.cli.console import (
 )
 
 if TYPE_CHECKING:
+    from rankkit.studies.initial_weights import Source
+    from rankkit.studies.plan import TrainingPlan
     from rankkit.studies.run import Run
-    from rankkit.training.config import RunConfig
+    from rankkit.training.config import InitialWeights, RunConfig
 
 __all__ = ["command", "new_run", "train_and_report"]
 
@@ -37,6 +39,8 @@ _PRESETS = ("tiny", "small", "base")  # rankkit.training.presets.PRESETS, whose 
         "rankkit train-pair books/ --preset small --out runs/books",
         "rankkit train-pair notes.txt --steps 500 --set model.position=none",
         "rankkit train-pair --arms gpt,unilm,gpt-full --seeds 0-4 --plan",
+        "rankkit train-pair --arms bert,mixed-heads,mixed-layers --set train.masked_fraction=0.4",
+        "rankkit train-pair --arms gpt,unilm --init-from runs/tiny/gpt --out runs/switched",
         "rankkit train-pair --resume runs/books",
     ),
 )
@@ -47,8 +51,11 @@ _PRESETS = ("tiny", "small", "base")  # rankkit.training.presets.PRESETS, whose 
 )
 @click.option("--steps", type=int, help="Optimizer steps of every arm and seed.")
 @click.option("--tokens", type=int, help="Tokens read by every arm and seed, instead of --steps.")
-@click.option("--arms", default=None, help="From gpt, unilm, gpt-full.  [default: gpt,unilm]")
+@click.option("--arms", default=None, help="Arms to train; an unknown name has them all listed.  [default: gpt,unilm]")
 @click.option("--seeds", default=None, help="One seed gives no verdict.  [default: 0,1,2]")
+@click.option(
+    "--init-from", metavar="RUN/ARM[@STEP]", help="Go on from a trained arm, seed by seed, under a fresh optimizer."
+)
 @click.option("--prefix-fraction", type=float, help="One prefix length for all; otherwise one is drawn per sequence.")
 @click.option("--tokenizer", help="bytes, bpe:VOCAB, or a tokenizer.json.")
 @click.option("--text-key", help="Key or column that holds the text in .jsonl and .parquet.")
@@ -81,13 +88,22 @@ def command(output: Output, resume: str | None, device: str, workers: int | None
         _refuse_with_resume(options)
         output.result(train_and_report(open_run(Path(resume)), output, place, workers, part))
         return
-    config = _configuration(**options)
+    config, source = _configuration(**options), _source(options["init_from"])
+    if source is not None:
+        source.check(config)
     if options["plan"]:
         _show_plan(config, output, place, workers)
         return
     out = Path(options["out"] or f"runs/{options['preset'] or 'tiny'}")
-    run = new_run(config, out, place, workers, options["force"], output)
+    run = new_run(config, out, place, workers, options["force"], output, source=source)
     output.result(train_and_report(run, output, place, workers, part))
+
+
+def _source(name: str | None) -> Source | None:
+    """The trained arm to go on from."""
+    from rankkit.studies.initial_weights import open_source
+
+    return open_source(name) if name is not None else None
 
 
 def _refuse_with_resume(options: dict[str, Any]) -> None:
@@ -140,8 +156,17 @@ def _configuration(
     )
 
 
-def new_run(config: RunConfig, out: Path, device: Any, workers: int | None, force: bool, output: Output) -> Run:
-    """Make a run directory and say what text is in it."""
+def new_run(
+    config: RunConfig,
+    out: Path,
+    device: Any,
+    workers: int | None,
+    force: bool,
+    output: Output,
+    *,
+    source: Source | None = None,
+) -> Run:
+    """Make a run directory and say what text is in it and what its arms begin with."""
     from rankkit.studies.run import create_run
     from rankkit.studies.train_pair import default_workers
 
@@ -149,7 +174,7 @@ def new_run(config: RunConfig, out: Path, device: Any, workers: int | None, forc
     if workers is not None and device.type == "cpu":
         threads = max(1, default * threads // workers)
     output.note(f"preparing text in {out}")
-    run = create_run(config, out, device=device, threads=threads, command=command_line(), force=force)
+    run = create_run(config, out, device=device, threads=threads, command=command_line(), force=force, source=source)
     tokens = run.tokens()
     output.note(
         f"text: {tokens.description['corpus']['description'] if 'corpus' in tokens.description else 'token ids'}; "
@@ -158,7 +183,18 @@ def new_run(config: RunConfig, out: Path, device: Any, workers: int | None, forc
     asked, n = run.config.base.train.evaluation_sequences, run.config.base.model.sequence_length
     if len(tokens.validation) // n < asked:
         output.note(f"evaluation: {asked} sequences asked for, {len(tokens.validation) // n} fit the held-out tokens")
+    if run.config.initial is not None:
+        output.note(initial_note(run.config.initial))
     return run
+
+
+def initial_note(initial: InitialWeights) -> str:
+    """What a run goes on from, and what it does not take over."""
+    text = "" if initial.same_text else ", on other text, which this run's held-out text may have been among"
+    return (
+        f"every arm begins with the weights of {initial.source}, trained on {initial.batches:,} batches{text}; its "
+        "optimizer starts fresh, and the table counts tokens from here"
+    )
 
 
 def train_and_report(
@@ -231,7 +267,24 @@ def _show_plan(config: RunConfig, output: Output, device: Any, workers: int | No
         "memory": f"about {plan.memory_bytes / 2**30:.1f} GiB",
         "disk": f"about {plan.disk_bytes / 2**30:.2f} GiB",
         "smallest resolvable difference": resolvable,
+        "with other numbers of seeds": ", ".join(f"{n}: {size:.3f}" for n, size in plan.resolvable.items()),
     }
     for name, line in lines.items():
         output.say(f"{name}: {line}")
+    _show_arms(plan, output)
     output.result(plan.as_dict())
+
+
+def _show_arms(plan: TrainingPlan, output: Output) -> None:
+    """What each arm is asked, and which losses will not be subtracted."""
+    for name, arm in plan.arms.items():
+        output.say(
+            f"{name}: mask {arm.mask}, objective {arm.objective}, {arm.loss_tokens / plan.tokens:.0%} of the tokens "
+            f"predicted; its {arm.task} loss must come below a {arm.reference} model's"
+        )
+    if plan.apart:
+        output.say(
+            "suffix and masked losses are means over different targets and will not be subtracted from each other"
+        )
+    if any(arm.task != "suffix" for arm in plan.arms.values()):
+        output.say("the variation between seeds was measured on suffix losses; other losses may vary more or less")

@@ -33,6 +33,7 @@ class TrainingView:
         self._losses: dict[str, float] = {}
         self._step_losses: dict[tuple[int, int], dict[str, float]] = {}
         self._difference: float | None = None
+        self._tasks = {arm: run.config.arm(arm).task for arm in run.config.arms}
         objectives = {run.config.arm(arm).train.objective for arm in run.config.arms[:2]}
         self._comparable = len(objectives) == 1  # losses over different targets have no paired difference
         self._started = monotonic()
@@ -64,7 +65,8 @@ class TrainingView:
             self._learn(message)
         elif isinstance(message, Evaluated) and self._output.live:
             self._progress.console.print(
-                f"seed {message.seed}  step {message.step:>6}  {message.arm:<9} validation loss {message.loss:.4f}"
+                f"seed {message.seed}  step {message.step:>6}  {message.arm:<12} "
+                f"validation loss ({self._tasks[message.arm].evaluated_as}) {message.loss:.4f}"
             )
         elif isinstance(message, Finished):
             self._steps[message.arm, message.seed] = self._run.config.base.train.steps

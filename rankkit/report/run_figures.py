@@ -30,17 +30,22 @@ _WORDS = {
 
 
 def draw_losses(run: Run, comparison: LossComparison) -> list[Path]:
-    """Validation losses of all arms and their paired difference, into the run's `figures` folder.
+    """Validation losses of all arms and their paired differences, into the run's `figures` folder.
+
+    Losses over different targets have a figure each: `losses` for the suffix loss, `losses_masked` for the masked one.
 
     Returns:
-        The files, PNG first.
+        The files, each PNG followed by its SVG.
     """
-    curves: dict[str, dict[int, tuple[list[float], list[float]]]] = {}
-    for arm in comparison.arms:
-        curves[arm.arm] = {seed: _curve(run, arm.arm, seed) for seed in arm.seeds}
-    pairs = [difference.arms for difference in comparison.differences]
-    upper, _ = losses(curves, differences=pairs or None, baselines=dict(comparison.ngrams))
-    return save(upper.figure, run.directory.figures, "losses")  # type: ignore[arg-type]
+    written = []
+    for task, references in comparison.references.items():
+        arms = [arm for arm in comparison.arms if arm.task == task]
+        curves = {arm.arm: {seed: _curve(run, arm.arm, seed) for seed in arm.seeds} for arm in arms}
+        pairs = [difference.arms for difference in comparison.differences if difference.task == task]
+        upper, _ = losses(curves, differences=pairs or None, baselines=dict(references), task=task)
+        name = "losses" if task == "suffix" else f"losses_{task}"
+        written += save(upper.figure, run.directory.figures, name)  # type: ignore[arg-type]
+    return written
 
 
 def _curve(run: Run, arm: str, seed: int) -> tuple[list[float], list[float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rankkit.studies.certificate import build_certificate, certificate_problems, recompute_problems
+from rankkit.studies.certificate import build_certificate, certificate_problems
 from rankkit.studies.decomposition import Decomposition, decompose
 from rankkit.studies.functional import FunctionalRank
 from rankkit.studies.functional_sweep import functional_rank, plan_functional_rank
@@ -13,6 +13,7 @@ from rankkit.studies.measuring.run_source import plan_measurement
 from rankkit.studies.merging.merge import Merged, merge
 from rankkit.studies.monitoring.history import MonitorHistory
 from rankkit.studies.monitoring.monitor import Monitor
+from rankkit.studies.recomputation import recompute_problems
 from rankkit.studies.run import Run, create_run, load_model, open_run
 from rankkit.studies.stock.export import ExportedModel, export_model
 from rankkit.studies.train_pair import train_pair, train_units

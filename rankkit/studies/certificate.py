@@ -1,36 +1,37 @@
 """The proof that arms match: what each arm hashed of itself, compared.
 
 For every two arms of a seed the certificate lists the configuration fields in which they differ, which must be the
-declared ones, and whether initial weights, tokens, prefix lengths and target rows were the same at every
-checkpoint. It is made from files alone, so that units trained on other machines are compared like local ones.
+declared ones, those in which they do not, and whether initial weights, tokens, prefix lengths and (under one objective)
+target rows and masked inputs were the same at every checkpoint. It is made from files alone, so that units trained on
+other machines are compared like local ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields as fields_of
 from itertools import combinations
-from typing import Any
+from typing import Any, Final
 
-import torch
-
-from rankkit.data.evaluation import evaluation_sequences
+from rankkit.data.config import DataConfig
 from rankkit.errors import MatchError
 from rankkit.files import write_json
-from rankkit.models.transformer import Transformer
+from rankkit.models.config import ModelConfig
 from rankkit.studies.run import Run
 from rankkit.training.checkpoints import CheckpointFacts, read_facts
-from rankkit.training.config import ARMS, ArmConfig, differing_fields
-from rankkit.training.consumption import Consumption, evaluation_hash, parameter_hashes
-from rankkit.training.trainer import Trainer
+from rankkit.training.config import ARMS, InitialWeights, TrainConfig, differing_fields
 
 __all__ = [
     "MatchWatch",
     "build_certificate",
     "certificate_problems",
     "declared_fields",
-    "recompute_problems",
     "write_certificate",
 ]
+
+
+FORMAT: Final = 2
+"""Of certificate.json; 1 did not list the settings that two arms share."""
 
 
 def declared_fields(one: str, other: str) -> list[str]:
@@ -38,25 +39,26 @@ def declared_fields(one: str, other: str) -> list[str]:
     return sorted(key for key in ARMS[one] if ARMS[one][key] != ARMS[other][key])
 
 
-_MEANING = {
+MEANING: Final = {
     "tokens": "tokens",
     "prefix_lengths": "prefix lengths",
     "target_rows": "target rows",
     "inputs": "masked inputs",
 }
+"""What a chain is a chain of."""
 _OF_THE_STREAM = ("tokens", "prefix_lengths")  # the other chains are what an objective makes of it
 
 
 def _must_match(one: str, other: str, chains: Iterable[str]) -> list[str]:
     """Those of an arm's chains that another arm must share."""
     same_objective = "objective" not in declared_fields(one, other)
-    return [chain for chain in _MEANING if chain in chains and (same_objective or chain in _OF_THE_STREAM)]
+    return [chain for chain in MEANING if chain in chains and (same_objective or chain in _OF_THE_STREAM)]
 
 
 def compare_chains(one: CheckpointFacts, other: CheckpointFacts) -> list[str]:
     """What two arms did not consume alike up to the same step, named."""
     return [
-        f"{_MEANING[chain]} up to step {one.step}"
+        f"{MEANING[chain]} up to step {one.step}"
         for chain in _must_match(one.arm, other.arm, one.chains)
         if one.chains[chain] != other.chains.get(chain)
     ]
@@ -115,7 +117,7 @@ class MatchWatch:
             shared = _must_match(arm, other, chains)
             wrong = [chain for chain in shared if chains[chain] != others_chains.get(chain)]
             if wrong:
-                what = [f"{_MEANING[chain]} of step {step}" for chain in wrong]
+                what = [f"{MEANING[chain]} of step {step}" for chain in wrong]
                 raise _mismatch(other, arm, seed, what)
         reported[arm] = chains
         if len(reported) == len(self._run.config.arms):
@@ -138,26 +140,45 @@ class MatchWatch:
                     raise _mismatch(facts.arm, other, facts.seed, what)
 
 
-def _facts_by_step(run: Run, arm: str, seed: int) -> dict[int, CheckpointFacts]:
+def facts_by_step(run: Run, arm: str, seed: int) -> dict[int, CheckpointFacts]:
+    """What every checkpoint of a unit says, by step."""
     steps = run.directory.checkpoint_steps(arm, seed)
     return {step: read_facts(run.directory.checkpoint(arm, seed, step)) for step in steps}
 
 
-def build_certificate(run: Run) -> dict[str, Any]:
+def build_certificate(run: Run, *, version: int = FORMAT) -> dict[str, Any]:
     """The certificate from the checkpoints on disk.
 
+    Args:
+        run: whose certificate it is.
+        version: of the format, for comparing with a certificate that is there.
+
     Returns:
-        A JSON object: `units` (what each arm hashed of itself) and `pairs` (the comparison of every two arms by seed), and
-        `matched`, true when every pair has been compared and matches.
+        A JSON object: `units` (what each arm hashed of itself) and `pairs` (the comparison of every two arms by seed),
+        `matched`, true when every pair has been compared and matches, and in a run that goes on from another one `initial`.
     """
-    facts = {unit: _facts_by_step(run, *unit) for unit in run.config.units}
+    facts = {unit: facts_by_step(run, *unit) for unit in run.config.units}
     pairs = list(_pairs(run, facts))
+    if version < FORMAT:
+        pairs = [{name: value for name, value in pair.items() if name != "same"} for pair in pairs]
+    initial = {} if run.config.initial is None else {"initial": _initial_entry(run.config.initial, run.config.seeds)}
     return {
-        "rankkit_certificate": 1,
+        "rankkit_certificate": version,
+        **initial,
         "matched": all(pair["matched"] for pair in pairs),
         "corpus": {"description": run.tokens().description},
         "units": [_unit_entry(arm, seed, by_step) for (arm, seed), by_step in facts.items()],
         "pairs": pairs,
+    }
+
+
+def _initial_entry(initial: InitialWeights, seeds: Sequence[int]) -> dict[str, Any]:
+    return {
+        "source": initial.source,
+        "same_text": initial.same_text,
+        "batches": initial.batches,
+        "weights_sha256": {str(seed): digest for seed, digest in zip(seeds, initial.sha256, strict=True)},
+        "optimizer": "fresh",
     }
 
 
@@ -196,6 +217,7 @@ def _pairs(run: Run, facts: Mapping[tuple[str, int], Mapping[int, CheckpointFact
                 "seed": seed,
                 "declared": declared_fields(one, other),
                 "fields": {name: [str(value) for value in values] for name, values in fields.items()},
+                "same": sorted(_setting_names() - fields.keys()) if common else [],
                 "compared": _compared(common, _must_match(one, other, first[common[0]].chains)) if common else [],
                 "steps": common,
                 "environment": _environments(first, second, common),
@@ -204,10 +226,15 @@ def _pairs(run: Run, facts: Mapping[tuple[str, int], Mapping[int, CheckpointFact
             }
 
 
+def _setting_names() -> set[str]:
+    """Of everything that an arm's configuration holds."""
+    return {item.name for section in (ModelConfig, TrainConfig, DataConfig) for item in fields_of(section)}
+
+
 def _compared(steps: Sequence[int], chains: Sequence[str]) -> list[str]:
     """What the common checkpoints allow to compare."""
     beginning = ["initial weights", "evaluation sequences"] if 0 in steps else []
-    return ["settings", *beginning, *(_MEANING[chain] for chain in chains)]
+    return ["settings", *beginning, *(MEANING[chain] for chain in chains)]
 
 
 def _environments(
@@ -252,66 +279,3 @@ def certificate_problems(certificate: Mapping[str, Any]) -> list[str]:
         for problem in pair["problems"]
     ]
     return [*certificate.get("observed", ()), *compared]
-
-
-def recompute_problems(run: Run) -> list[str]:
-    """Recompute from configuration and text what every arm must have held and consumed, and compare.
-
-    Initial weights are drawn again from the seed, and the whole stream is read again up to the last checkpoint, so a
-    certificate cannot agree with itself by accident: it takes the same configuration, the same text and the same code.
-
-    Returns:
-        What does not agree, as sentences; empty when everything does.
-    """
-    problems = []
-    for arm, seed in run.config.units:
-        by_step = _facts_by_step(run, arm, seed)
-        if not by_step:
-            continue
-        config = run.config.arm(arm)
-        problems += [
-            f"{arm}, seed {seed}, step {step}: trained with {name} {then}, where run.toml has {now}"
-            for step, facts in by_step.items()
-            for name, (then, now) in differing_fields(facts.configuration, config).items()
-        ]
-        if 0 not in by_step:
-            problems.append(f"{arm}, seed {seed}: the checkpoint of step 0 is missing")
-        elif parameter_hashes(_initial_model(run, config, seed)) != by_step[0].parameters:
-            whose = "its configuration and seed" if run.config.initial is None else run.config.initial.source
-            problems.append(f"{arm}, seed {seed}: initial weights are not those of {whose}")
-        if any(facts.evaluation_sha256 != _evaluation_hash(run) for facts in by_step.values()):
-            problems.append(f"{arm}, seed {seed}: evaluation sequences are not those of its configuration and text")
-        chains = dict(_replayed_chains(run, config, seed, max(by_step)))
-        problems += [
-            f"{arm}, seed {seed}, step {step}: {_MEANING[chain]} consumed are not those of its configuration and text"
-            for step, facts in by_step.items()
-            for chain in facts.chains
-            if facts.chains[chain] != chains[step].get(chain)
-        ]
-    return problems
-
-
-def _initial_model(run: Run, config: ArmConfig, seed: int) -> Transformer:
-    beginning = run.beginning(seed)
-    return Transformer(config.model, seed=seed) if beginning is None else beginning.model(config.model)
-
-
-def _evaluation_hash(run: Run) -> str:
-    train, n = run.config.base.train, run.config.base.model.sequence_length
-    sequences = evaluation_sequences(run.tokens(), count=train.evaluation_sequences, sequence_length=n)
-    return evaluation_hash(sequences.tokens, run.prefix_length)
-
-
-def _replayed_chains(run: Run, config: ArmConfig, seed: int, steps: int) -> Iterator[tuple[int, dict[str, str]]]:
-    """The chains after every step, from the stream alone."""
-    stream = Trainer.stream_of(config, seed=seed, tokens=run.tokens())
-    consumption = Consumption.of(config.task)
-    beginning = run.beginning(seed)
-    first = beginning.batches if beginning is not None else 0
-    yield 0, dict(consumption.chains)
-    for step in range(steps):
-        batch = stream.batch(first + step)
-        tokens = torch.from_numpy(batch.tokens)
-        examples = Trainer.examples_of(config, seed, first + step, tokens, batch.prefix_lengths)
-        consumption.add(tokens, batch.prefix_lengths, examples)
-        yield step + 1, dict(consumption.chains)

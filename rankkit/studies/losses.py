@@ -1,18 +1,19 @@
-"""What the losses of a run show, each with its error, beside its baselines and the same-mask control."""
+"""What the losses of a run show, each with its error, beside its baselines and the same-mask control.
+
+Losses are subtracted where they are means over the same targets: a suffix loss and a loss on hidden tokens are not.
+"""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rankkit.data.evaluation import EvaluationSequences, evaluation_sequences, ngram_cross_entropy
+from rankkit.data.evaluation import EvaluationSequences
 from rankkit.errors import RunError
 from rankkit.statistics import (
     Interval,
@@ -22,13 +23,10 @@ from rankkit.statistics import (
     standard_error,
 )
 from rankkit.studies.certificate import declared_fields
+from rankkit.studies.evaluations import read_evaluation, references_of, sequences_of
 from rankkit.studies.run import Run
-from rankkit.training.checkpoints import read_facts
-from rankkit.training.consumption import evaluation_hash
 
-__all__ = ["ArmLosses", "LossComparison", "PairDifference", "compare_losses", "read_evaluation", "verdict"]
-
-_ROUNDING = 1e-9  # relative; means of at most 1e5 float64 values taken in another order differ by less
+__all__ = ["ArmLosses", "LossComparison", "PairDifference", "compare_losses", "verdict"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,12 +47,18 @@ class ArmLosses:
     """Floating-point operations of attention in training, per seed, mean over seeds: forward and twice that backward."""
     compute: float
     """C = 6 N D, floating-point operations per seed."""
+    task: str
+    """What was evaluated: `suffix` or `masked`. Losses of two tasks are no two measurements of one thing."""
+    reference: str
+    """The model that counts, on the same targets: `bigram`, or `neighbours` for hidden tokens."""
+    reference_loss: float
+    """Its cross-entropy, nats per token."""
     seeds: tuple[int, ...]
     """Finished seeds."""
     by_sequence: NDArray[np.float64]
-    """"seed sequence": mean suffix loss, nats per token."""
+    """"seed sequence": mean loss, nats per predicted token."""
     by_position: NDArray[np.float64]
-    """"seed target": loss at each suffix position, nats."""
+    """"seed target": loss at each suffix position (masked: at each position, nan where none was hidden), nats."""
     documents: NDArray[np.int64]
     """"sequence": the held-out document that each starts in."""
     uniform_attention: NDArray[np.float64]
@@ -62,7 +66,7 @@ class ArmLosses:
 
     @property
     def by_seed(self) -> NDArray[np.float64]:
-        """Mean suffix loss, "seed"."""
+        """Mean loss, "seed"."""
         return np.asarray(self.by_sequence.mean(axis=1))
 
     @property
@@ -77,15 +81,26 @@ class ArmLosses:
             return standard_error(self.by_seed)
         return clustered_standard_error(self.by_sequence[0], self.documents)
 
+    @property
+    def is_trained_enough(self) -> bool:
+        """Whether the loss lies below the reference by more than twice its standard error.
+
+        With one seed and one document there is no error, and the loss alone decides.
+        """
+        error = 0.0 if math.isnan(self.loss_error) else self.loss_error
+        return self.loss + 2 * error < self.reference_loss
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairDifference:
-    """Loss of one arm minus loss of another, paired by seed and sequence."""
+    """Loss of one arm minus loss of another on the same targets, paired by seed and sequence."""
 
     arms: tuple[str, str]
     """(minuend, subtrahend)."""
+    task: str
+    """Of both."""
     declared: tuple[str, ...]
-    """Fields in which the two differ; more than one cannot be told apart."""
+    """Fields in which the two differ; the effects of more than one cannot be told apart."""
     seeds: tuple[int, ...]
     """Seeds that both have finished."""
     by_seed: NDArray[np.float64]
@@ -107,12 +122,19 @@ class LossComparison:
     """How many there are."""
     documents: int
     """From how many held-out documents."""
-    ngrams: Mapping[str, float]
-    """Cross-entropy of unigram and bigram models on the same targets, nats per token."""
+    references: Mapping[str, Mapping[str, float]]
+    """By task, cross-entropy of models that count on its targets, nats per token."""
     arms: tuple[ArmLosses, ...]
     """In the order of the run."""
     differences: tuple[PairDifference, ...]
-    """Of every two arms: the later minus the earlier one."""
+    """Of every two arms with one task: the later minus the earlier one."""
+    apart: tuple[tuple[str, str], ...]
+    """(later, earlier) of every two arms with different tasks, whose losses are not subtracted."""
+
+    @property
+    def ngrams(self) -> dict[str, float]:
+        """The references of all tasks, by name."""
+        return {name: loss for found in self.references.values() for name, loss in found.items()}
 
     def arm(self, name: str) -> ArmLosses:
         """One arm's losses."""
@@ -125,76 +147,30 @@ def compare_losses(run: Run) -> LossComparison:
     Raises:
         RunError: no arm has a finished seed, or an evaluation is damaged.
     """
-    config = run.config.base
-    n, p = config.model.sequence_length, run.prefix_length
-    tokens = run.tokens()
-    sequences = evaluation_sequences(tokens, count=config.train.evaluation_sequences, sequence_length=n)
-    ngrams = ngram_cross_entropy(
-        tokens.train, sequences.tokens, targets=slice(max(p, 1), n), vocab_size=tokens.vocab_size
-    )
-    arms = tuple(
-        losses for name in run.config.arms if (losses := _arm_losses(run, name, sequences.documents)) is not None
-    )
-    if not arms:
+    sequences = sequences_of(run)
+    finished = [name for name in run.config.arms if any(run.finished(name, seed) for seed in run.config.seeds)]
+    if not finished:
         raise RunError(f"{run.directory.path} must have a finished unit, but has none. Continue it with --resume.")
+    tasks = {(task := run.config.arm(name).task.in_evaluation()).evaluated_as: task for name in finished}
+    references = {name: references_of(run, task, sequences.tokens) for name, task in tasks.items()}
+    arms = tuple(_arm_losses(run, name, sequences.documents, references) for name in finished)
+    pairs = [(other, one) for one, other in combinations(arms, 2)]
+    differences = [_difference(one, other, sequences) for one, other in pairs if one.task == other.task]
     return LossComparison(
-        prefix_length=p,
+        prefix_length=run.prefix_length,
         sequences=len(sequences.tokens),
         documents=len(np.unique(sequences.documents)),
-        ngrams=ngrams,
+        references=references,
         arms=arms,
-        differences=tuple(
-            difference
-            for one, other in combinations(arms, 2)
-            if (difference := _difference(other, one, sequences)) is not None
-        ),
+        differences=tuple(difference for difference in differences if difference is not None),
+        apart=tuple((one.arm, other.arm) for one, other in pairs if one.task != other.task),
     )
 
 
-def read_evaluation(run: Run, arm: str, seed: int) -> dict[str, Any]:
-    """The final evaluation of a unit, as `rankkit.training` wrote it.
-
-    Raises:
-        RunError: damaged, or not that of this run's sequences, prefix length and steps.
-    """
-    path = run.directory.evaluation(arm, seed)
-    try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        problems = list(_contradictions(document, run, arm, seed))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        problems = [repr(error)]
-    if problems:
-        raise RunError(f"{path} must hold a finished evaluation, got: {problems[0]}. Delete it and --resume.")
-    return document
-
-
-def _contradictions(document: Mapping[str, Any], run: Run, arm: str, seed: int) -> Iterator[str]:
-    """What in an evaluation disagrees with itself or with its run."""
-    train, n, p = run.config.base.train, run.config.base.model.sequence_length, run.prefix_length
-    sequences = evaluation_sequences(run.tokens(), count=train.evaluation_sequences, sequence_length=n)
-    facts = read_facts(run.directory.checkpoint(arm, seed, train.steps))
-    if (document["arm"], document["seed"]) != (arm, seed):
-        yield f"that of arm {document['arm']}, seed {document['seed']}"
-    if document["weights_sha256"] != facts.weights_sha256:
-        yield "that of other weights than its last checkpoint's"
-    if document["evaluation_sha256"] != evaluation_hash(sequences.tokens, p):
-        yield "that of other sequences than this run's"
-    if (document["step"], document["prefix_length"]) != (train.steps, p):
-        yield f"step {document['step']} and prefix length {document['prefix_length']} instead of {train.steps} and {p}"
-    if not isinstance(document["loss_tokens"], int):
-        yield f"loss_tokens {document['loss_tokens']!r}"
-    for kind, loss in (("trained", "loss"), ("uniform_attention", "uniform_attention_loss")):
-        by_sequence, by_position = (np.asarray(document[kind][key], float) for key in ("by_sequence", "by_position"))
-        if by_sequence.shape != (len(sequences.tokens),) or by_position.shape != (n - max(p, 1),):
-            yield f"{kind} losses of shape {by_sequence.shape} by sequence and {by_position.shape} by position"
-        elif not np.allclose([by_sequence.mean(), by_position.mean()], document[loss], rtol=_ROUNDING, atol=0):
-            yield f"{kind} losses whose mean is not {document[loss]}"
-
-
-def _arm_losses(run: Run, arm: str, documents: NDArray[np.int64]) -> ArmLosses | None:
+def _arm_losses(
+    run: Run, arm: str, documents: NDArray[np.int64], references: Mapping[str, Mapping[str, float]]
+) -> ArmLosses:
     seeds = tuple(seed for seed in run.config.seeds if run.finished(arm, seed))
-    if not seeds:
-        return None
     evaluations = [read_evaluation(run, arm, seed) for seed in seeds]
     config = run.config.arm(arm)
     tokens = config.train.steps * config.train.batch_size * config.model.sequence_length
@@ -206,9 +182,12 @@ def _arm_losses(run: Run, arm: str, documents: NDArray[np.int64]) -> ArmLosses |
         loss_tokens=round(float(np.mean([evaluation["loss_tokens"] for evaluation in evaluations]))),
         attention_flops=_attention_flops(run, arm),
         compute=6.0 * config.model.non_embedding_parameters * tokens,
+        task=config.task.evaluated_as,
+        reference=config.task.reference,
+        reference_loss=references[config.task.evaluated_as][config.task.reference],
         seeds=seeds,
         by_sequence=np.array([evaluation["trained"]["by_sequence"] for evaluation in evaluations]),
-        by_position=np.array([evaluation["trained"]["by_position"] for evaluation in evaluations]),
+        by_position=np.array([evaluation["trained"]["by_position"] for evaluation in evaluations], dtype=np.float64),
         documents=documents,
         uniform_attention=np.array([evaluation["uniform_attention_loss"] for evaluation in evaluations]),
     )
@@ -235,6 +214,7 @@ def _difference(one: ArmLosses, other: ArmLosses, sequences: EvaluationSequences
     interval = mean_interval(by_seed) if len(seeds) > 1 else bootstrap_over_documents(table[0], sequences.documents)
     return PairDifference(
         arms=(one.arm, other.arm),
+        task=one.task,
         declared=tuple(declared_fields(one.arm, other.arm)),
         seeds=seeds,
         by_seed=by_seed,
@@ -266,7 +246,10 @@ def verdict(difference: PairDifference) -> str:
             f"{max(abs(interval.lower), abs(interval.upper)):.4f} cannot be excluded."
         )
     better, worse = (earlier, later) if interval.mean > 0 else (later, earlier)
+    alone = f"the arms differ in {what} alone"
+    if len(difference.declared) > 1:
+        alone = f"the arms differ in {what} together, and nothing says which of them did it"
     return (
-        f"{better} has the lower suffix loss than {worse}: {later} - {earlier} is {size} over {interval.count} seeds, "
-        f"{scope}; the arms differ in {what} alone, and nothing is said of other sizes or of longer training."
+        f"{better} has the lower {difference.task} loss than {worse}: {later} - {earlier} is {size} over {interval.count} "
+        f"seeds, {scope}; {alone}, and nothing is said of other sizes or of longer training."
     )

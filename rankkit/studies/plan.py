@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 from time import perf_counter
 from typing import Any, Final
 
+import numpy as np
 import torch
 
 from rankkit.models.transformer import Transformer
 from rankkit.statistics import smallest_resolvable_difference
 from rankkit.studies.train_pair import default_workers
-from rankkit.training.config import ArmConfig, RunConfig
+from rankkit.training.config import ArmConfig, RunConfig, arm_config
 from rankkit.training.objective import token_losses
 
-__all__ = ["SEED_DEVIATION", "TrainingPlan", "plan_training"]
+__all__ = ["SEED_DEVIATION", "ArmPlan", "TrainingPlan", "plan_training"]
 
 SEED_DEVIATION: Final = 0.021
 """Standard deviation over seeds of a paired loss difference, nats per token, in a pilot of three seeds at the tiny
@@ -23,6 +25,25 @@ preset's size. Kaplan et al. (2020) saw about 0.02 between seeds. Yours will dif
 
 _BYTES_PER_PARAMETER = 16  # weights, gradients and two moments in float32
 _CALIBRATION_VOCABULARY = 50257  # rows of an embedding beyond this do not change a step's cost noticeably
+
+
+_SEEDS = (3, 5, 6, 8, 10, 20)  # for which the smallest resolvable difference is listed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmPlan:
+    """What one arm is asked."""
+
+    mask: str
+    """Kind of attention mask."""
+    objective: str
+    """What it is trained on."""
+    task: str
+    """What it is evaluated on."""
+    reference: str
+    """The model that counts, below which its loss must come."""
+    loss_tokens: float
+    """Tokens predicted in the loss, expected over the drawn prefixes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +58,10 @@ class TrainingPlan:
     """Tokens read by each."""
     parameters: int
     """Weights of each."""
+    arms: dict[str, ArmPlan]
+    """What each arm predicts, by name."""
+    apart: list[list[str]]
+    """[later, earlier] of every two arms whose losses are means over different targets and will not be subtracted."""
     workers: int
     """Units trained side by side."""
     seconds: float
@@ -46,7 +71,10 @@ class TrainingPlan:
     disk_bytes: int
     """Checkpoints and tokens."""
     smallest_difference: float
-    """Nats per token that the seeds can resolve with 80% probability; nan for one seed."""
+    """Nats per token that the seeds can resolve with 80% probability; nan for one seed. Measured on suffix losses: those of
+    hidden tokens may vary otherwise."""
+    resolvable: dict[int, float]
+    """The same for other numbers of seeds."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -54,18 +82,19 @@ class TrainingPlan:
 
 
 def plan_training(config: RunConfig, *, device: torch.device, workers: int | None = None) -> TrainingPlan:
-    """Time one step on one sequence and multiply.
+    """Time one step of each arm on one sequence and multiply.
 
     Args:
         config: the run.
         device: where it would train.
         workers: processes; None for the default of this machine.
     """
-    base = config.base
+    base = _with_mask_id(config)
+    arms = {name: arm_config(base, name) for name in config.arms}
     default, threads = default_workers(device, len(config.units))
     workers = min(workers or default, len(config.units))
     train, model = base.train, base.model
-    per_sequence = _seconds_per_sequence(base, device, threads)
+    per_sequence = float(np.mean([_seconds_per_sequence(arm, device, threads) for arm in arms.values()]))
     evaluations = 2 + train.steps // train.evaluation_interval
     sequences = (
         train.steps * train.batch_size + evaluations * train.evaluation_sequences / 3
@@ -81,11 +110,36 @@ def plan_training(config: RunConfig, *, device: torch.device, workers: int | Non
         steps=train.steps,
         tokens=train.steps * train.batch_size * model.sequence_length,
         parameters=model.parameters,
+        arms={name: _arm_plan(arm) for name, arm in arms.items()},
+        apart=[
+            [later, earlier]
+            for earlier, later in combinations(arms, 2)
+            if arms[later].task.evaluated_as != arms[earlier].task.evaluated_as
+        ],
         workers=workers,
         seconds=per_sequence * sequences * units_each,
         memory_bytes=workers * (_BYTES_PER_PARAMETER * model.parameters + activations),
         disk_bytes=len(config.units) * model.parameters * 4 * (checkpoints + 2),
         smallest_difference=smallest_resolvable_difference(len(config.seeds), SEED_DEVIATION),
+        resolvable={seeds: smallest_resolvable_difference(seeds, SEED_DEVIATION) for seeds in _SEEDS},
+    )
+
+
+def _with_mask_id(config: RunConfig) -> ArmConfig:
+    """The base with the vocabulary that the run will have, as far as the text does not decide it."""
+    model = config.base.model
+    return replace(config.base, model=replace(model, vocab_size=model.vocab_size + config.needs_mask_id))
+
+
+def _arm_plan(arm: ArmConfig) -> ArmPlan:
+    n, train, task = arm.model.sequence_length, arm.train, arm.task
+    predicted = np.mean([task.predicted(n, length) for length in train.prefix_lengths(n).choices])
+    return ArmPlan(
+        mask=str(arm.model.mask),
+        objective=str(train.objective),
+        task=task.evaluated_as,
+        reference=task.reference,
+        loss_tokens=float(predicted) * train.steps * train.batch_size,
     )
 
 

@@ -14,6 +14,7 @@ from rankkit.errors import ConfigurationError, MatchError
 from rankkit.files import exclusive, remove_abandoned
 from rankkit.studies.certificate import MatchWatch, build_certificate, certificate_problems, write_certificate
 from rankkit.studies.drive import Unit, drive, interruption
+from rankkit.studies.initial_weights import open_source
 from rankkit.studies.run import Run, create_run, open_run
 from rankkit.training.config import ArmConfig, RunConfig
 from rankkit.training.environment import choose_device
@@ -126,6 +127,7 @@ def train_pair(
     device: str = "auto",
     workers: int | None = None,
     force: bool = False,
+    init_from: str | None = None,
 ) -> Run:
     """Train matched arms from Python: what `rankkit train-pair` does, without its display.
 
@@ -140,6 +142,7 @@ def train_pair(
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         workers: processes; None for the cores of this machine.
         force: replace an existing run.
+        init_from: RUN/ARM[@STEP], a trained arm whose weights all arms begin with, seed by seed, under a fresh optimizer.
 
     Returns:
         The finished run; `rankkit.compare_losses(run)` says what it shows.
@@ -151,7 +154,10 @@ def train_pair(
     config = RunConfig(arms=tuple(arms), seeds=tuple(seeds), base=base)
     place = choose_device(device)
     default, threads = default_workers(place, len(config.units))
-    create_run(config, Path(out), device=place, threads=threads, command="rankkit.train_pair", force=force, corpus=text)
+    create_run(
+        config, Path(out), device=place, threads=threads, command="rankkit.train_pair", force=force, corpus=text,
+        source=None if init_from is None else open_source(init_from),
+    )  # fmt: skip
     run = open_run(Path(out))
     with interruption() as request:
         finished = train_units(run, device=place, workers=default if workers is None else workers, stop=request)

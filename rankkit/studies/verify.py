@@ -16,8 +16,9 @@ from rankkit.data.tokens import verify_tokens
 from rankkit.errors import RankkitError, RunError
 from rankkit.spectra.measures import MEASURES, Measure
 from rankkit.store import Spectra, describe, read_group, verify
-from rankkit.studies.certificate import build_certificate, certificate_problems, recompute_problems
-from rankkit.studies.losses import read_evaluation
+from rankkit.studies.certificate import FORMAT, build_certificate, certificate_problems
+from rankkit.studies.evaluations import read_evaluation
+from rankkit.studies.recomputation import recompute_problems
 from rankkit.studies.run import Run
 from rankkit.training.checkpoints import load_model, read_facts
 
@@ -81,9 +82,10 @@ def _certificate_problems(run: Run) -> list[str]:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         listed = certificate_problems(stored)
+        version = min(int(stored["rankkit_certificate"]), FORMAT)
     except (OSError, ValueError, KeyError, TypeError) as error:
         return [f"{path} must be a readable certificate, got: {error}"]
-    again = build_certificate(run)
+    again = build_certificate(run, version=version)
     problems = listed + [problem for problem in certificate_problems(again) if problem not in listed]
     if not problems and stored != again:
         problems.append(f"{path} must be what the checkpoints give, but differs. Write it again with --resume")

@@ -204,7 +204,7 @@ def test_bfloat16_is_refused_without_cuda(tmp_path: Path) -> None:
         (put("d_model = 16", "d_model = true"), r"model\.d_model must be of type int, got True"),
         (put("d_model = 16", "d_model = 0"), "d_model must be at least 1, got 0"),
         (put("learning_rate = 0.003", "learning_rate = nan"), r"train\.learning_rate must be of type float, got nan"),
-        (put('arms = ["gpt", "unilm"]', 'arms = ["gpt", "t5"]'), "arm must be one of gpt, unilm, gpt-full, bert, mixed-heads, mixed-layers, got 't5'"),
+        (put('arms = ["gpt", "unilm"]', 'arms = ["gpt", "t5"]'), "arm must be one of gpt, unilm, .*got 't5'"),
         (put('arms = ["gpt", "unilm"]', 'arms = "gpt"'), r"run\.arms must be of type list, got 'gpt'"),
         (put("seeds = [0, 1]", "seeds = [0, 0.5]"), r"run\.seeds\[1\] must be of type int, got 0.5"),
         (put("seeds = [0, 1]", "seed = [0, 1]"), "unknown key 'seed'. Did you mean seeds?"),

@@ -52,6 +52,7 @@ def losses(
     *,
     differences: Sequence[tuple[str, str]] | None = None,
     baselines: Mapping[str, float] | None = None,
+    task: str = "suffix",
     ax: Iterable[Axes] | None = None,
 ) -> tuple[Axes, Axes]:
     """Draw the validation loss of every arm, and below it the paired difference of two arms.
@@ -60,10 +61,11 @@ def losses(
     is taken within each seed, then averaged; its band is the 95% paired t interval over seeds, step by step.
 
     Args:
-        curves: arm to seed to (steps "step", ascending; loss "step" of the suffix tokens, nats per token).
+        curves: arm to seed to (steps "step", ascending; loss "step" of the predicted tokens, nats per token).
         differences: pairs (a, b) drawn as a - b in the colour of a, over the seeds that both have; by default
             (unilm, gpt) where both are there, otherwise the second arm minus the first.
         baselines: name to loss in nats per token, drawn as labelled horizontal lines.
+        task: what is predicted, `suffix` or `masked`; the same for all arms.
         ax: two axes, for the losses and the differences; by default those of a new figure.
 
     Returns:
@@ -80,7 +82,7 @@ def losses(
     levels = {name: float(finite_array(f"baselines[{name!r}]", level, "")) for name, level in (baselines or {}).items()}
     upper, lower = _new_axes() if ax is None else given_axes(ax, 2)
     styles = arm_styles(arms)
-    _draw_losses(upper, arms, styles)
+    _draw_losses(upper, arms, styles, task)
     _draw_baselines(upper, levels)
     _draw_differences(lower, gaps, styles)
     if ax is None:
@@ -157,8 +159,8 @@ def _new_axes() -> tuple[Axes, Axes]:
     return upper, lower
 
 
-def _draw_losses(axes: Axes, arms: Mapping[str, Runs], styles: Mapping[str, ArmStyle]) -> None:
-    dress(axes, x="optimizer step", y="validation suffix loss\n(nats per token)")
+def _draw_losses(axes: Axes, arms: Mapping[str, Runs], styles: Mapping[str, ArmStyle], task: str) -> None:
+    dress(axes, x="optimizer step", y=f"validation {task} loss\n(nats per token)")
     for place, (arm, runs) in enumerate(arms.items()):
         _draw_runs(axes, arm, runs, styles[arm], place / len(arms))
     legend_above(axes, [*_line_keys({arm: styles[arm] for arm in arms}), *_seed_keys(arms)])
