@@ -46,6 +46,14 @@ def test_a_declared_experiment_resolves_at_every_size_by_changing_one_line(name:
     assert found.config.cost > 0
 
 
+def test_positions_reuses_the_rope_column_at_every_size() -> None:
+    for preset in ("tiny", "base"):
+        runs = declared("positions", f"base.preset={preset}").runs
+        assert {name: run.config.base.model.position for name, run in runs.items()} == {
+            "pair": "rope", "learned": "learned", "none": "none", "alibi": "alibi",
+        }  # fmt: skip
+
+
 def test_all_of_them_together_cost_four_hours_on_two_cores_at_most() -> None:
     assert sum(declared(name).config.cost for name in NAMES) / 2 <= 240
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Literal
@@ -18,6 +19,11 @@ from rankkit.models import ModelConfig
 from rankkit.training import ArmConfig, Objective, TrainConfig
 from rankkit.training.presets import PRESETS
 from rankkit.training.settings import from_table, parse_assignments, to_table, toml_text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Free:
+    table: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Colour(StrEnum):
@@ -104,6 +110,12 @@ def test_right_values_of_every_type_are_taken() -> None:
     )  # fmt: skip
     assert loaded == expected
     assert (type(loaded.real), type(loaded.maybe), type(loaded.inner.names)) == (float, float, tuple)
+
+
+def test_a_table_of_any_keys_is_taken_as_it_is() -> None:
+    assert from_table(Free, {"table": {"a": 1, "b": {"c": "x"}}}, "file").table == {"a": 1, "b": {"c": "x"}}
+    with pytest.raises(ConfigurationError, match=r"file.table must be of type table, got \[1\]. Write a table"):
+        from_table(Free, {"table": [1]}, "file")
 
 
 def test_what_is_left_out_keeps_its_default() -> None:
