@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from rankkit import data
     from rankkit.errors import RankkitError
     from rankkit.hooks import capture
-    from rankkit.masks import Backward, Bidirectional, Causal, Cross, Mask, MaskKind, Prefix
-    from rankkit.operators import AttentionOperator
+    from rankkit.masks import Backward, Bidirectional, Causal, Cross, Mask, MaskKind, Padded, Prefix, Window
+    from rankkit.operators import AttentionOperator, DenseBias, OffsetBias
     from rankkit.spectra import spectrum
     from rankkit.store.labelled import open_spectra
     from rankkit.studies import Monitor, compare_losses, functional_rank, load_model, measure_run, open_run, train_pair
@@ -28,11 +28,15 @@ __all__ = [
     "Bidirectional",
     "Causal",
     "Cross",
+    "DenseBias",
     "Mask",
     "MaskKind",
     "Monitor",
+    "OffsetBias",
+    "Padded",
     "Prefix",
     "RankkitError",
+    "Window",
     "capture",
     "compare_losses",
     "data",
@@ -53,11 +57,15 @@ _HOMES = {
     "Bidirectional": "rankkit.masks",
     "Causal": "rankkit.masks",
     "Cross": "rankkit.masks",
+    "DenseBias": "rankkit.operators",
     "Mask": "rankkit.masks",
     "MaskKind": "rankkit.masks",
     "Monitor": "rankkit.studies",
+    "OffsetBias": "rankkit.operators",
+    "Padded": "rankkit.masks",
     "Prefix": "rankkit.masks",
     "RankkitError": "rankkit.errors",
+    "Window": "rankkit.masks",
     "capture": "rankkit.hooks",
     "compare_losses": "rankkit.studies",
     "functional_rank": "rankkit.studies",
