@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rankkit.errors import ConfigurationError
-from rankkit.masks import Backward, Bidirectional, Causal, Cross, Mask, Padded, Prefix, PrefixTransposed, Window
+from rankkit.masks import Backward, Bidirectional, Causal, Cross, Mask, Mixed, Padded, Prefix, PrefixTransposed, Window
 from rankkit.operators import AttentionOperator, DenseOperator
 from rankkit.spectra import spectrum
 
@@ -79,6 +79,8 @@ def test_misuse_is_refused() -> None:
         AttentionOperator(query=op.query, key=op.key[:, :3], mask=Causal(), scale=1.0)
     with pytest.raises(ConfigurationError, match="key must have 12 positions for 12 queries under Causal"):
         AttentionOperator(query=op.query, key=op.key[:3], mask=Causal(), scale=1.0)
+    with pytest.raises(ConfigurationError, match=r"mask must be one for all matrices, got Mixed.* each run of heads"):
+        operator(Mixed((Causal(), Backward())), 2)
     with pytest.raises(ConfigurationError, match="operator must hold one matrix, got 2"):
         operator(Causal(), 2).as_linear_operator()
     with pytest.raises(ConfigurationError, match="terms must have one shape"):

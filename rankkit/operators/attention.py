@@ -79,6 +79,10 @@ class AttentionOperator(Operator):
                 f"query and key must both be (..., position, feature), got {tuple(self.query.shape)} and "
                 f"{tuple(self.key.shape)}. Expand grouped keys to one per query head first."
             )
+        if not isinstance(self.mask, Mask):
+            raise ConfigurationError(
+                f"mask must be one for all matrices, got {self.mask!r}. Make an operator for each run of heads with one mask."
+            )
         expected = self.mask.columns(self.rows)
         if self.columns != expected:
             raise ConfigurationError(

@@ -103,6 +103,8 @@ def test_the_file_says_which_masks_there_are_what_is_swapped_in_and_that_there_i
     assert {arm: said[arm].get("swapped_mask") for arm in ARMS} == SWAPPED | {"gpt": None}
     assert {arm: said[arm]["mask"] for arm in ARMS[1:]} == {"bert": "bidirectional"} | {arm: arm for arm in ARMS[2:]}
     assert {said[arm]["logits"] for arm in ARMS} == {"bias"}
+    left_out = "prefix_block, prefix_block_first_key_removed: rows of the prefix see beyond it"
+    assert [said[arm].get("regions_left_out") for arm in ARMS] == [None, left_out, left_out, left_out]
 
 
 def test_what_needs_a_triangle_is_unavailable_where_there_is_none(found: tuple[Path, Measured]) -> None:

@@ -114,6 +114,17 @@ def test_values_are_means_of_the_spectra_of_captured_attention(make: Callable[[]
     assert logged["rank/effective_rank/mean"] == pytest.approx(float(torch.stack(every)[:, :, 0].mean()), rel=1e-12)
 
 
+def test_heads_under_masks_of_their_own_stand_in_their_places() -> None:
+    """Nearly uniform attention rests on the first key where rows look back, on the last where they look ahead."""
+    config = model_config(vocab_size=VOCABULARY, sequence_length=LENGTH, mask="mixed-heads")
+    model = Transformer(config, seed=1)
+    monitor = rankkit.Monitor(model, probe_of(model), every=1, measures=("diagonal_mass", "sink_position"))
+    monitor(0)
+    sinks = monitor.history.values["sink_position"][0]  # "sequence layer head"
+    assert (sinks[..., :2] == 0).all()
+    assert (sinks[..., 2] == LENGTH - 1).all()
+
+
 def test_names_of_what_is_logged_are_the_documented_ones() -> None:
     logged: list[tuple[dict[str, float], int]] = []
     monitor = rankkit.Monitor(gpt2(), some_tokens(), log=lambda values, step: logged.append((values, step)))

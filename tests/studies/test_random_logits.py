@@ -345,6 +345,10 @@ def test_a_declaration_that_cannot_hold_is_refused(changes, message):
         ({"head_dim": 0}, r"n must be at least 2 and head_dim at least 1, got 8 and 0\. Give"),
         ({"logits": "rope"}, r"logits must be one of dot-product, independent, elu, got 'rope'\. Choose"),
         ({"masks": ("window",)}, r"masks must be different ones of causal, prefix, .* got \['window'\]\. Name"),
+        (
+            {"masks": ("mixed-heads",)},
+            r"different ones of causal, prefix, bidirectional, backward, got \['mixed-heads'\]",
+        ),
         ({"masks": ("causal", "causal")}, "masks must be different ones"),
         ({"stds": ()}, r"stds must ascend from 0 or more, got \[\]\. Sort"),
         ({"stds": (1.0, 0.5)}, "stds must ascend from 0 or more"),

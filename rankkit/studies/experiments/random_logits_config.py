@@ -68,7 +68,7 @@ class MatricesConfig:
             raise ConfigurationError(
                 f"prefix_length must be between 0 and {self.n}, got {self.prefix_length}. Shorten the prefix."
             )
-        _check_names("masks", self.masks, [str(kind) for kind in MaskKind])
+        _check_names("masks", self.masks, [str(kind) for kind in MaskKind if not kind.is_mixed])
         if not self.stds or min(self.stds) < 0 or list(self.stds) != sorted(set(self.stds)):
             raise ConfigurationError(
                 f"stds must ascend from 0 or more, got {list(self.stds)}. Sort them and name each once."

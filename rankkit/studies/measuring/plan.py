@@ -45,15 +45,13 @@ EXAMPLE_SIZE: Final = 4
 """Prefix and suffix of the small matrices that are asked what holds for large ones."""
 
 SWAPPED: Final[Mapping[str, MaskKind]] = {
+    **dict.fromkeys(MaskKind, MaskKind.CAUSAL),
     MaskKind.CAUSAL: MaskKind.PREFIX,
-    MaskKind.PREFIX: MaskKind.CAUSAL,
-    MaskKind.BIDIRECTIONAL: MaskKind.CAUSAL,
-    MaskKind.BACKWARD: MaskKind.CAUSAL,
     MaskKind.MIXED_HEADS: MaskKind.BIDIRECTIONAL,
     MaskKind.MIXED_LAYERS: MaskKind.BIDIRECTIONAL,
 }
-"""What is put on the logits of an arm with a mask as `swapped`, unless it says otherwise: causal and prefix in each
-other's place; causal for one that sees ahead; bidirectional for mixtures, which each see one half of what it sees."""
+"""What is put on the logits of an arm with a mask as `swapped`, unless it says otherwise: causal, and prefix on those of a
+causal one; bidirectional on those of mixtures, which each see one half of what it sees."""
 
 _OF_THE_PREFIX: Final = ("prefix_block", "prefix_block_first_key_removed")
 

@@ -167,6 +167,9 @@ def _with_part(plan: Plan, arm: PlannedArm, regions: tuple[str, ...]) -> Planned
     """An arm that lacks some of the regions with a plan of its own."""
     if regions == plan.regions:
         return arm
+    left_out = ", ".join(region for region in plan.regions if region not in regions)
+    said = {"regions_left_out": f"{left_out}: rows of the prefix see beyond it"}
+    arm = replace(arm, attributes={**arm.attributes, **said})
     methods = {region: plan.methods[region] for region in regions}
     return replace(arm, part=replace(plan, arms=(arm,), regions=regions, methods=methods))
 
