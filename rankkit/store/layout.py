@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rankkit.axes import AXES
 from rankkit.store.consistency import contradictions
 from rankkit.store.contents import GroupContents
 from rankkit.store.door.hdf5 import DEFAULT_LIMIT
+from rankkit.store.names import is_measure_name
 from rankkit.store.reasons import reasons_text
 from rankkit.store.schema import (
-    COMPARISON_AXES,
     DOCUMENT,
     GROUP_ATTRIBUTES,
     GROUP_VARIABLES,
@@ -28,15 +26,13 @@ from rankkit.store.schema import (
     TOKEN_ATTRIBUTES,
     UNAVAILABLE,
 )
-from rankkit.store.variables import LAYER_OUTPUT, MeasureDescription, Variable, bracket_variables, error_variable
+from rankkit.store.variables import MeasureDescription, Variable, bracket_variables, error_variable
 
 __all__ = ["Attribute", "GroupLayout", "check_attributes", "check_shape", "check_text"]
 
 Attribute = str | int | float
 """What an attribute may be; booleans have no type in netCDF-4, so write 0 or 1."""
 
-_MEASURE_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
-_RESERVED = {variable.name for variable in (*GROUP_VARIABLES, *KEPT_VARIABLES)} | {*AXES, *COMPARISON_AXES, "baseline"}
 _RULE_LIMIT = 1000  # characters of a method rule: a few sentences
 
 
@@ -181,8 +177,7 @@ class GroupLayout:
             for variable in (*bracket_variables(name, description), error_variable(name, description))
         }
         for name in (*self.measures, *self.layer_measures):
-            taken = name in _RESERVED | companions or name.startswith(LAYER_OUTPUT)
-            if taken or not _MEASURE_NAME.fullmatch(name):
+            if name in companions or not is_measure_name(name):
                 raise ValueError(
                     f"measure must have a name of lower-case letters, digits and underscores that is not taken, "
                     f"got {name!r}. Rename it."

@@ -1,15 +1,24 @@
-"""The names of groups: which an arm may have, and what they say."""
+"""The names of groups and measures: which they may have, and what groups' names say."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection
 
+from rankkit.axes import AXES
 from rankkit.store import schema
+from rankkit.store.variables import LAYER_OUTPUT
 
-__all__ = ["arm_of", "baseline_of", "baseline_problem", "check_group_name"]
+__all__ = ["arm_of", "baseline_of", "baseline_problem", "check_group_name", "is_group_name", "is_measure_name"]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*(/[a-z0-9][a-z0-9_.-]*){0,3}")
+_MEASURE_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_RESERVED = {
+    *(variable.name for variable in (*schema.GROUP_VARIABLES, *schema.KEPT_VARIABLES)),
+    *AXES,
+    *schema.COMPARISON_AXES,
+    "baseline",
+}
 _TAKEN = {schema.COMPARISON, schema.FUNCTIONAL, *(variable.name for variable in schema.ROOT_STRINGS)}
 
 
@@ -23,11 +32,21 @@ def check_group_name(name: str, written: Collection[str]) -> None:
     Raises:
         ValueError: it is not of that form, taken, or of an unknown baseline.
     """
-    if not _NAME.fullmatch(name) or name.split("/")[0] in _TAKEN or name in written:
+    if not is_group_name(name) or name in written:
         raise ValueError(
             f"name must be new, of lower-case letters, digits, '_', '-' and '.', at most four levels, "
             f"got {name!r}. Rename the group."
         )
+
+
+def is_group_name(name: str) -> bool:
+    """Whether an arm's group, or that of a baseline, may have this name."""
+    return _NAME.fullmatch(name) is not None and name.split("/")[0] not in _TAKEN
+
+
+def is_measure_name(name: str) -> bool:
+    """Whether a measure may have this name: no axis and no other variable of a group has it."""
+    return _MEASURE_NAME.fullmatch(name) is not None and name not in _RESERVED and not name.startswith(LAYER_OUTPUT)
 
 
 def baseline_problem(name: str, *, rows_sum_to_one: bool) -> str | None:

@@ -48,7 +48,7 @@ from rankkit.store.groups.datasets import has_type
 from rankkit.store.groups.functional import functional_problems
 from rankkit.store.groups.kept import attention_violations, kept_problems
 from rankkit.store.groups.tree import comparison_groups, contents_in, functional_groups, measure_groups
-from rankkit.store.names import baseline_problem
+from rankkit.store.names import baseline_problem, is_group_name, is_measure_name
 from rankkit.store.reasons import read_reasons
 from rankkit.store.variables import LAYER_OUTPUT, Variable
 
@@ -106,6 +106,7 @@ def _structure(file: h5py.File) -> Iterator[str]:
     if not groups:
         yield "/ must hold the spectra of at least one arm, got none"
     for name, group in groups.items():
+        yield from _names(name, contents_in(group))
         yield from _attributes(name, attributes_of(group))
         problems = kept_problems(datasets_in(group), attributes_of(group))
         yield from (f"{name}: {problem}" for problem in problems)
@@ -122,6 +123,15 @@ def _structure(file: h5py.File) -> Iterator[str]:
             yield f"{name} must be of an arm in this file, got none of that name"
         yield from _missing(name, schema.FUNCTIONAL_ATTRIBUTES, attributes_of(group))
         yield from _variables(f"{name}/", group, schema.FUNCTIONAL_VARIABLES, newer=newer)
+
+
+def _names(name: str, contents: GroupContents) -> Iterator[str]:
+    """Names that the writer would not take."""
+    if not is_group_name(name):
+        yield f"{name} must have a name that an arm may have, got another"
+    for measure in (*contents.measures, *(contents.layer_measures or ())):
+        if not is_measure_name(measure):
+            yield f"{name}/{measure} must have a name that a measure may have, got another"
 
 
 def _attributes(name: str, attributes: Mapping[str, Any]) -> Iterator[str]:

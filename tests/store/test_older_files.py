@@ -59,6 +59,7 @@ def test_a_file_of_this_schema_differs_from_one_of_1_0_by_additions_alone(old: P
         ours, theirs = read_group(one_arm, name), read_group(old, name)
         np.testing.assert_equal(ours, theirs)
     with h5py.File(old) as first, h5py.File(one_arm) as second:
+        assert set(second["gpt"]) - set(first["gpt"]) == {"feature", "queries", "keys", "attention"}
         for path in ("/", "gpt", "gpt/stable_rank", "gpt/status", "comparison/gap"):
             kept = set(first[path].attrs) - {"DIMENSION_LIST", "REFERENCE_LIST"}
             assert kept <= set(second[path].attrs)
@@ -81,10 +82,10 @@ def test_a_file_of_schema_1_1_opens_verifies_and_is_described_as_what_it_is(old_
 def test_a_file_of_this_schema_differs_from_one_of_1_1_by_what_is_kept_alone(old_1_1: Path, lean: Path) -> None:
     for name in ("gpt", "comparison", "comparison/by_step", "functional/gpt"):
         ours, theirs = read_group(lean, name), read_group(old_1_1, name)
-        added = {"feature", "queries", "keys", "attention"} if name == "gpt" else set()
-        assert set(ours) - set(theirs) == added
+        assert set(ours) - set(theirs) == ({"feature"} if name == "gpt" else set())
         np.testing.assert_equal({key: ours[key] for key in theirs}, theirs)
     with h5py.File(old_1_1) as first, h5py.File(lean) as second:
+        assert set(second["gpt"]) - set(first["gpt"]) == {"feature", "queries", "keys", "attention"}
         for path in ("/", "gpt", "gpt/stable_rank_lower", "comparison/by_step", "functional/gpt/cut_error"):
             kept = set(first[path].attrs) - {"DIMENSION_LIST", "REFERENCE_LIST"}
             assert kept <= set(second[path].attrs)

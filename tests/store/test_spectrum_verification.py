@@ -229,3 +229,13 @@ def test_a_lost_chunk_is_found(copy: Path) -> None:
             axis.attach_scale(file["gpt"][name])
 
     assert verify(edited(copy, edit)) == ["gpt/stable_rank must have every chunk, got a lost or unchecked one"]
+
+
+def test_names_that_the_writer_would_not_take_are_found(copy: Path) -> None:
+    def rename(file: h5py.File) -> None:
+        file["gpt"].move("stable_rank", "feature")
+        file.move("gpt", "_gpt")
+
+    found = verify(edited(copy, rename))
+    assert "_gpt must have a name that an arm may have, got another" in found
+    assert "_gpt/feature must have a name that a measure may have, got another" in found
