@@ -15,6 +15,7 @@ from numpy.testing import assert_allclose
 from tiny import CPU
 
 from rankkit.errors import RunError
+from rankkit.files import exclusive
 from rankkit.studies import MeasureConfig, compare_losses, functional_rank, measure_run
 from rankkit.studies.experiments.trained import TrainedResult
 from rankkit.studies.experiments.trained_plan import plan_study
@@ -174,6 +175,7 @@ def test_a_trained_arm_goes_on_under_the_other_mask(split: TrainedResult, root: 
     assert before.read_bytes() == after.read_bytes()
     assert pair.directory.path != split.runs["pair"].directory.path  # of one seed, which was linked
     assert (split.runs["pair"].directory.checkpoint("gpt", 1, 20) / "model.safetensors").samefile(before)
+    assert '"matched": true' in pair.directory.certificate.read_text()
     assert result.verdicts[0].differs == ("initial weights",)
 
 
@@ -248,6 +250,17 @@ def test_an_interruption_says_what_is_kept(tmp_path: Path) -> None:
         train_study(study("gpt_vs_unilm", SEEDS), tmp_path, device=CPU, command="it", workers=1, stop=_After(3))
 
 
+def test_a_run_that_another_process_makes_is_left_alone(tmp_path: Path) -> None:
+    declared = study("gpt_vs_unilm", "seeds=[0]")
+    folder = run_folder("pair", declared, tmp_path)
+    with (
+        exclusive(tmp_path / f".{folder.name}.lock", "it"),
+        pytest.raises(RunError, match=f"run .*{folder.name} must not be in use"),
+    ):
+        train_study(declared, tmp_path, device=CPU, command="it", workers=1)
+    assert not folder.exists()
+
+
 def test_a_measurement_that_other_code_began_is_begun_again(
     split: TrainedResult, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,7 +268,9 @@ def test_a_measurement_that_other_code_began_is_begun_again(
     train_study(declared, root, device=CPU, command="it", workers=1)
     with monkeypatch.context() as patch:
         patch.setattr(sys.modules["rankkit.training.environment"], "_source_hash", lambda: "other")
-        with pytest.raises(MeasurementInterruptedError, match="finished slabs are kept"):
+        with pytest.raises(
+            MeasurementInterruptedError, match=r"measuring .* was interrupted; what was finished is kept. Run the"
+        ):
             found(declared, root, stop=_After(3))
     result = found(declared, root, watch=untouched)
     assert [verdict.seeds for verdict in result.verdicts] == [(2,)] * 5

@@ -23,7 +23,7 @@ from rankkit.store.journal.slabs import journal_path
 from rankkit.studies.functional import CUTS, FunctionalRank
 from rankkit.studies.head_means import head_means
 from rankkit.studies.measuring.config import MeasureConfig
-from rankkit.studies.measuring.measure import Measured, Progress, measure_run
+from rankkit.studies.measuring.measure import Measured, MeasurementInterruptedError, Progress, measure_run
 from rankkit.studies.run import Run
 
 __all__ = ["AttentionNumbers", "evaluated_losses", "measure_attention_of"]
@@ -102,7 +102,13 @@ def measure_attention_of(
     path = run.directory.path / "measurements" / f"{key}.h5"
     summary = path.with_suffix(".json")
     if not summary.is_file():
-        found = _measured(run, config, path, device=device, command=command, on_progress=on_progress, stop=stop)
+        try:
+            found = _measured(run, config, path, device=device, command=command, on_progress=on_progress, stop=stop)
+        except MeasurementInterruptedError:
+            raise MeasurementInterruptedError(
+                f"measuring {run.directory.path} was interrupted; what was finished is kept. Run the same command again to "
+                "go on."
+            ) from None
         write_json(summary, {"rankkit_measurement": FORMAT, "configuration": text, **_plain(_numbers(found))})
     return _read(summary)
 

@@ -135,7 +135,8 @@ def missing_units(name: str, study: Study, root: Path) -> list[Unit]:
 
 
 def _runs_in(root: Path) -> list[Run]:
-    return [open_run(path.parent) for path in sorted(root.glob("*/run.toml"))]
+    """Every run that is there; folders that are still being made begin with a dot."""
+    return [open_run(path.parent) for path in sorted(root.glob("[!.]*/run.toml"))]
 
 
 def train_study(
@@ -168,9 +169,10 @@ def train_study(
     """
     runs: dict[str, Run] = {}
     for name in study.runs:
-        with exclusive(root / ".lock", f"folder {root}"):
+        folder = run_folder(name, study, root)
+        with exclusive(root / f".{folder.name}.lock", f"run {folder}"):
             run = find_run(name, study, root) or _made(name, study, root, runs, device, command)
-            _link_finished_units(run, root)
+        _link_finished_units(run, root)
         if run.unfinished and not stop():
             default, _ = default_workers(device, len(run.unfinished))
             with watch(name, run) as listener:
@@ -180,6 +182,8 @@ def train_study(
                 f"training was interrupted; every finished step is kept in {run.directory.path}. Run the same command "
                 "again to go on."
             )
+        if not run.directory.certificate.is_file():  # all its units were linked: the match is still to be proven
+            train_units(run, device=device, workers=1)
         runs[name] = run
     return runs
 
