@@ -59,7 +59,6 @@ def test_a_file_of_this_schema_differs_from_one_of_1_0_by_additions_alone(old: P
         ours, theirs = read_group(one_arm, name), read_group(old, name)
         np.testing.assert_equal(ours, theirs)
     with h5py.File(old) as first, h5py.File(one_arm) as second:
-        assert set(second["gpt"]) - set(first["gpt"]) == {"feature", "queries", "keys", "attention"}
         for path in ("/", "gpt", "gpt/stable_rank", "gpt/status", "comparison/gap"):
             kept = set(first[path].attrs) - {"DIMENSION_LIST", "REFERENCE_LIST"}
             assert kept <= set(second[path].attrs)
