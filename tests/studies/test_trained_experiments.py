@@ -16,6 +16,7 @@ from tiny import CPU
 
 from rankkit.errors import RunError
 from rankkit.files import exclusive
+from rankkit.report.experiment_figures import draw_trained
 from rankkit.studies import MeasureConfig, compare_losses, functional_rank, measure_run
 from rankkit.studies.experiments.trained import TrainedResult
 from rankkit.studies.experiments.trained_plan import plan_study
@@ -220,6 +221,9 @@ def test_correlations_take_every_checkpoint_but_the_first_and_every_arm(
     assert_allclose(over_arms.loss[2, :, 0], losses.arm("gpt-full").by_seed)
     assert over_arms.verdict.interval.count == 3
     assert [verdict.found_as for verdict in result.verdicts] == ["correlation"] * 2
+    drawn = [path.name for path in draw_trained(result, tmp_path)]
+    names = ("claims", "measure_against_loss_0", "measure_against_loss_1")
+    assert drawn == [f"{name}.{kind}" for name in names for kind in ("png", "svg")]
     assert "| negative over arms: pair/gpt, pair/unilm, full/gpt-full |" in markdown(result)
 
 

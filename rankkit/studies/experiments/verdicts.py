@@ -31,9 +31,13 @@ class Outcome(StrEnum):
     """What became of a claim."""
 
     SUPPORTED = "supported"
+    """The interval lies on the side that was claimed."""
     CONTRADICTED = "contradicted"
+    """It lies on the other side."""
     NOT_RESOLVED = "not resolved at this scale"
+    """It holds 0, or there is none."""
     NOT_TRAINED = "not trained enough"
+    """An arm is not better than a model that counts: its numbers are those of its start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +51,7 @@ class Verdict:
     found_as: str = "left - right"
     """What the interval is of: `left - right`, or `correlation`."""
     outcome: Outcome
+    """What became of it."""
     interval: Interval
     """95% over seeds."""
     p_value: float
@@ -61,7 +66,7 @@ class Verdict:
     scale: float
     """Mean of the quantity over the arms."""
     by_seed: tuple[float, ...]
-    """Left minus right."""
+    """Left minus right, or each seed's own correlation."""
     seeds: tuple[int, ...]
     """That all arms have."""
     untrained: tuple[str, ...]
