@@ -39,7 +39,11 @@ class MaskKind(StrEnum):
             return Causal(), Backward()
         if self is MaskKind.PREFIX:
             return (Prefix(prefix_length),)
-        plain = {MaskKind.CAUSAL: Causal(), MaskKind.BIDIRECTIONAL: Bidirectional(), MaskKind.BACKWARD: Backward()}
+        plain = {
+            MaskKind.CAUSAL: Causal(),
+            MaskKind.BIDIRECTIONAL: Bidirectional(),
+            MaskKind.BACKWARD: Backward(),
+        }
         return (plain[self],)
 
     def at(self, prefix_length: int) -> Mask:
