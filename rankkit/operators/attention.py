@@ -81,7 +81,7 @@ class AttentionOperator(Operator):
             )
         if not isinstance(self.mask, Mask):
             raise ConfigurationError(
-                f"mask must be one for all matrices, got {self.mask!r}. Make an operator for each run of heads with one mask."
+                f"mask must be one for all matrices, got {self.mask!r}. Make an operator for each run of heads."
             )
         expected = self.mask.columns(self.rows)
         if self.columns != expected:
