@@ -24,7 +24,6 @@ from rankkit.studies.measuring.config import MeasureConfig
 __all__ = [
     "APPLIED",
     "EXAMPLE_SIZE",
-    "SWAPPED",
     "MeasurementInterruptedError",
     "Plan",
     "PlannedArm",
@@ -38,20 +37,12 @@ __all__ = [
     "region_size",
     "shard_rows",
     "spread",
+    "swapped_mask",
 ]
 
 APPLIED: Final = ("own", "swapped")
 EXAMPLE_SIZE: Final = 4
 """Prefix and suffix of the small matrices that are asked what holds for large ones."""
-
-SWAPPED: Final[Mapping[str, MaskKind]] = {
-    **dict.fromkeys(MaskKind, MaskKind.CAUSAL),
-    MaskKind.CAUSAL: MaskKind.PREFIX,
-    MaskKind.MIXED_HEADS: MaskKind.BIDIRECTIONAL,
-    MaskKind.MIXED_LAYERS: MaskKind.BIDIRECTIONAL,
-}
-"""What is put on the logits of an arm with a mask as `swapped`, unless it says otherwise: causal, and prefix on those of a
-causal one; bidirectional on those of mixtures, which each see one half of what it sees."""
 
 _OF_THE_PREFIX: Final = ("prefix_block", "prefix_block_first_key_removed")
 
@@ -86,7 +77,7 @@ class PlannedArm:
     logit_scale: float | None = None
     """Of the logits, where there are any."""
     swapped: MaskKind | None = None
-    """What is put on the logits as `swapped`; None for what `SWAPPED` says."""
+    """What is put on the logits as `swapped`; None for what `swapped_mask` says."""
     examples: Mapping[str, Operator] = field(default_factory=dict)
     """Small matrices of layers or heads that differ in mask or structure, by words for them; `example` is then the first."""
     part: Plan | None = None
@@ -211,7 +202,7 @@ def measured_part(own: Operator, region: str, applied: str, arm: PlannedArm, pre
     if not isinstance(own, AttentionOperator):
         assert (region, applied) == ("full", "own"), "the plan holds nothing else of such matrices"
         return own
-    swapped = arm.swapped or SWAPPED.get(arm.facts.mask)
+    swapped = arm.swapped or swapped_mask(arm.facts.mask)
     assert applied == "own" or swapped is not None, "the plan swaps only where it knows a mask"
     operator = own if applied == "own" or swapped is None else own.with_mask(swapped.at(prefix_length))
     if region.startswith("prefix_block"):
@@ -241,6 +232,19 @@ def region_methods(config: MeasureConfig, n: int, p: int) -> dict[str, tuple[Met
         region: chosen_method(config.method, size, size, config.memory_budget, config.measures)
         for region, size in sizes.items()
     }
+
+
+def swapped_mask(mask: str) -> MaskKind | None:
+    """What is put on the logits of an arm as `swapped`, unless the arm says otherwise; None for a mask that is no kind.
+
+    Causal and prefix in each other's place; bidirectional for a mixture, whose parts each see one half of it; causal for
+    every other mask.
+    """
+    if mask not in set(MaskKind):
+        return None
+    if MaskKind(mask).is_mixed:
+        return MaskKind.BIDIRECTIONAL
+    return MaskKind.PREFIX if mask == MaskKind.CAUSAL else MaskKind.CAUSAL
 
 
 def own_regions(masks: Iterable[Mask], regions: Sequence[str], n: int, p: int) -> tuple[str, ...]:

@@ -25,7 +25,6 @@ from rankkit.studies.decomposition import arms_of
 from rankkit.studies.measuring.config import MeasureConfig
 from rankkit.studies.measuring.plan import (
     APPLIED,
-    SWAPPED,
     Plan,
     PlannedArm,
     chosen_numbers,
@@ -34,6 +33,7 @@ from rankkit.studies.measuring.plan import (
     region_methods,
     shard_rows,
     spread,
+    swapped_mask,
 )
 from rankkit.studies.measuring.source import Place, Receiver, SourceFacts
 from rankkit.studies.run import Run
@@ -154,7 +154,9 @@ def plan_measurement(run: Run, config: MeasureConfig) -> Plan:
 def _regions(run: Run, arm: str, regions: tuple[str, ...], lengths: tuple[int, int]) -> tuple[str, ...]:
     """Those of an arm, for sequences of n tokens with a prefix of p."""
     (n, p), kind = lengths, run.config.arm(arm).model.mask
-    found = own_regions((*kind.masks(p), *SWAPPED[kind].masks(p)), regions, n, p)
+    swapped = swapped_mask(kind)
+    assert swapped is not None, "models have masks of a kind"
+    found = own_regions((*kind.masks(p), *swapped.masks(p)), regions, n, p)
     if not found:
         raise ConfigurationError(
             f"regions must exist in every arm, got {', '.join(regions)}, which arm {arm} (mask {kind}) lacks: rows of its "
@@ -219,7 +221,7 @@ def _mask_attributes(model: ModelConfig, shares: Mapping[str, int], p: int) -> d
     """What a group says of masks and logits, where they are not those of a causal or prefix model."""
     kind, found = model.mask, {}
     if kind not in (MaskKind.CAUSAL, MaskKind.PREFIX):
-        found["swapped_mask"] = str(SWAPPED[kind])
+        found["swapped_mask"] = str(swapped_mask(kind))
     if kind.is_mixed:
         found["masks"] = "; ".join(f"{words}: {kind.masks(p)[which]}" for words, which in shares.items())
     if model.position == "alibi":
