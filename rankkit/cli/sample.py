@@ -60,7 +60,12 @@ def command(
         raise DataError(f"prompt must be UTF-8, got byte {error.start} that is not. Convert the file.") from error
     tokens = [int(token) for token in tokenizer.encode(text)]
     room = model.config.sequence_length - len(tokens)
-    pieces = list(generate(model, tokens, max_tokens=max_tokens or max(room, 1), temperature=temperature, seed=seed))
+    pieces = list(
+        generate(
+            model, tokens, max_tokens=max_tokens or max(room, 1), temperature=temperature, seed=seed,
+            vocab_size=run.tokens().vocab_size,
+        )
+    )  # fmt: skip
     written = tokenizer.decode(pieces)
     output.say(text + written)
     output.result({"arm": name, "seed": chosen, "prompt": text, "text": written, "tokens": pieces})

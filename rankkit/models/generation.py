@@ -16,7 +16,13 @@ __all__ = ["generate"]
 
 @torch.no_grad()
 def generate(
-    model: Transformer, prompt: list[int], *, max_tokens: int, temperature: float = 0.0, seed: int = 0
+    model: Transformer,
+    prompt: list[int],
+    *,
+    max_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+    vocab_size: int | None = None,
 ) -> Iterator[int]:
     """Continue a prompt token by token.
 
@@ -30,6 +36,7 @@ def generate(
         max_tokens: how many to write; prompt and continuation must fit the model's sequence_length.
         temperature: 0 takes the most likely token; otherwise logits are divided by it and sampled.
         seed: of the sampling; the same seed gives the same text on the same machine.
+        vocab_size: ids from there on are never written, such as the one for hidden tokens; None writes any.
 
     Yields:
         One token id at a time.
@@ -44,7 +51,7 @@ def generate(
     tokens = torch.tensor([prompt], device=model.device)
     for _ in range(max_tokens):
         hidden = model(tokens, len(prompt) if cache.length == 0 else 0, cache=cache)
-        logits = model.logits(hidden[0, -1]).double().cpu().numpy()
+        logits = model.logits(hidden[0, -1]).double().cpu().numpy()[:vocab_size]
         if temperature == 0:
             token = int(logits.argmax())
         else:

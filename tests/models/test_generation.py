@@ -87,6 +87,16 @@ def test_sampling_follows_the_softmax_at_its_temperature() -> None:
     assert chisquare(np.bincount(draws, minlength=6), expected).pvalue > 1e-3
 
 
+@pytest.mark.parametrize("temperature", [0.0, 5.0])
+def test_ids_that_are_no_tokens_are_never_written(temperature: float) -> None:
+    model = model_of()
+    everything = list(generate(model, PROMPT, max_tokens=26, temperature=temperature))
+    limit = max(everything)  # so that it would be written
+    written = list(generate(model, PROMPT, max_tokens=26, temperature=temperature, vocab_size=limit))
+    assert len(written) == 26
+    assert max(written) < limit
+
+
 def test_a_low_temperature_is_greedy() -> None:
     model = model_of()
     cold = list(generate(model, PROMPT, max_tokens=20, temperature=1e-6, seed=1))
