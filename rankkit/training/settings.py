@@ -27,7 +27,7 @@ def from_table(kind: type[T], table: Mapping[str, Any], path: str) -> T:
     """Build a configuration dataclass from a TOML table, strictly.
 
     Args:
-        kind: a dataclass whose fields are scalars, enums, optional scalars, mappings, tuples of scalars, or such dataclasses.
+        kind: a dataclass of scalars, enums, optional scalars, mappings, tuples of scalars, or such dataclasses.
         table: parsed TOML.
         path: of the table inside the file, for messages.
 
