@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import reference
 import torch
-from small_run import copy_of, run_config, trained_run
+from small_run import assert_same_runs, copy_of, new_run, run_config, trained_by, trained_run
 from tiny import CPU, STEPS, N
 
 from rankkit.data import evaluation_sequences, neighbour_cross_entropy
-from rankkit.errors import RunError
+from rankkit.errors import MatchError, RunError
+from rankkit.masks import MaskKind
 from rankkit.studies import (
     Run,
     certificate_problems,
@@ -27,8 +28,8 @@ from rankkit.studies import (
     verdict,
 )
 from rankkit.studies.verify import verify_run
-from rankkit.training import read_facts
-from rankkit.training.objective import evaluation_key
+from rankkit.training import ArmConfig, Trainer, read_facts
+from rankkit.training.objective import Examples, evaluation_key
 
 ARMS = ("gpt", "bert", "mixed-heads", "mixed-layers")
 MASK = 257
@@ -91,6 +92,37 @@ def test_the_certificate_lists_what_differs_and_what_does_not(masked: Run) -> No
 
 def test_a_masked_run_is_verified_from_its_files(masked: Run) -> None:
     assert verify_run(masked) == []
+
+
+class OtherInputs(Trainer):
+    """A trainer whose mixed arm reads one other token at step 6; what it predicts is the same."""
+
+    @staticmethod
+    def examples_of(
+        config: ArmConfig, seed: int, number: int, tokens: torch.Tensor, prefix_lengths: Sequence[int]
+    ) -> Examples:
+        found = Trainer.examples_of(config, seed, number, tokens, prefix_lengths)
+        if config.model.mask is MaskKind.MIXED_HEADS and number == 5:
+            found.inputs[0, 0] = 7 if int(found.inputs[0, 0]) != 7 else 8
+        return found
+
+
+def test_arms_that_read_other_inputs_are_stopped_at_that_step(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run", run_config(("bert", "mixed-heads"), seeds=(0,)))
+    expected = "mixed-heads must differ in mask alone, but under seed 0 they also differ in masked inputs of step 6"
+    with trained_by(OtherInputs), pytest.raises(MatchError, match=expected):
+        train_units(run, device=CPU, workers=1)
+
+
+def test_arms_with_different_tokenizers_are_not_compared(masked: Run, tmp_path: Path) -> None:
+    run = copy_of(masked, tmp_path / "run")
+    for step in run.directory.checkpoint_steps("bert", 0):
+        path = run.directory.checkpoint("bert", 0, step) / "checkpoint.json"
+        facts = json.loads(path.read_text())
+        facts["configuration"]["data"]["tokenizer"] = "bpe:300"
+        path.write_text(json.dumps(facts))
+    with pytest.raises(MatchError, match=r"gpt and bert, seed 0: setting tokenizer. Do not compare these runs"):
+        train_units(run, device=CPU, workers=1)
 
 
 def test_an_older_certificate_that_lists_less_is_still_believed(masked: Run, tmp_path: Path) -> None:
@@ -169,8 +201,6 @@ def test_losses_over_different_targets_are_not_subtracted(masked: Run) -> None:
 
 
 def test_a_masked_run_that_was_stopped_resumes_to_the_same_bits(masked: Run, tmp_path: Path) -> None:
-    from small_run import assert_same_runs, new_run
-
     run, heard = new_run(tmp_path / "run", run_config(ARMS)), []
     assert not train_units(run, device=CPU, workers=1, on_message=heard.append, stop=lambda: len(heard) > 30)
     assert train_units(open_run(run.directory.path), device=CPU, workers=1)
