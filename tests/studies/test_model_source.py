@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 import torch
 from hf_models import new_model, saved_model, saved_text
+from hooks.families import eager_maps, tiny_model
 from measured_run import FAST
+from tiny import model_config
 
 from rankkit.errors import CaptureError, ConfigurationError, DataError, RankkitError, SpectrumFileError
 from rankkit.masks import Causal, Mask, Prefix
+from rankkit.models import Transformer
 from rankkit.store import describe, read_group, read_root, writer
 from rankkit.studies import MeasureConfig, Measured, measure_attention
 from rankkit.studies.measuring.kept_source import kept_source
@@ -162,6 +165,24 @@ def test_layers_with_different_masks_and_capped_logits_are_recorded_by_layer(roo
     message = "gemma must be self-attention with plain logits .* got self attention with 'softcap 2'. Measure the model"
     with kept_source(tmp_path / "s.h5", CPU) as kept, pytest.raises(SpectrumFileError, match=message):
         kept.plan(MeasureConfig())
+
+
+@pytest.mark.parametrize(("family", "first"), [("mistral", 4), ("mistral", 12), ("modernbert", 3), ("gemma2", 4)])
+def test_sequences_that_a_window_covers_are_measured_beside_longer_ones(
+    family: str, first: int, tmp_path: Path
+) -> None:
+    model, _ = tiny_model(family)
+    lengths = (first, *({12, 7, 2} - {first}))
+    mask = torch.tensor([[position < length for position in range(12)] for length in lengths]).long()
+    inputs = {"input_ids": torch.arange(3, 3 + mask.numel()).reshape(mask.shape) % 50, "attention_mask": mask}
+    measure_model(model, inputs, tmp_path / "s.h5", config=MeasureConfig(measures=FEW, workers=1))
+    assert verify_file(tmp_path / "s.h5") == []
+    assert "Window(" in str(describe(tmp_path / "s.h5").groups[0].attributes["masks"])
+    stored = read_group(tmp_path / "s.h5", "model", ("rows", "singular_values"))
+    for number, map_ in enumerate(eager_maps(model, inputs)["", "self"][0]):
+        inside = map_[:, : lengths[number], : lengths[number]].double()
+        values = stored["singular_values"][0, 0, 0, 0, number, 0, :, : lengths[number]]
+        np.testing.assert_allclose(values, torch.linalg.svdvals(inside).numpy(), atol=1e-5)
 
 
 def test_what_is_kept_of_a_model_is_measured_again_without_it(root: Path, tmp_path: Path) -> None:
@@ -759,6 +780,11 @@ def test_a_model_is_not_given_what_it_cannot_read(
 ) -> None:
     with pytest.raises(ConfigurationError, match=message):
         measure_model(new_model(architecture), {argument: torch.from_numpy(values)}, tmp_path / "s.h5")
+
+
+def test_a_rankkit_model_is_measured_by_its_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"must not be rankkit's own, got Transformer. Measure its run with"):
+        measure_model(Transformer(model_config()), {"tokens": torch.zeros(1, N)}, tmp_path / "s.h5")
 
 
 def test_a_batch_fits_a_chunk() -> None:

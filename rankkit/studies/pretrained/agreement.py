@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from rankkit.errors import CaptureError
-from rankkit.hooks.capture import capture_mode
 from rankkit.hooks.check import check_against_eager
 from rankkit.studies.pretrained.inputs import ModelInputs
 from rankkit.studies.pretrained.probe import AttentionGroup
@@ -51,13 +50,11 @@ def agreement(
         allow_disagreement: return the numbers whatever they are.
 
     Returns:
-        Attributes of every group; those of a rankkit model, whose kernel itself is seen, say so.
+        Attributes of every group.
 
     Raises:
         CaptureError: they differ by more than rounding.
     """
-    if capture_mode(model)[0] == "own":
-        return {"agreement": "not needed: the kernel's own inputs are seen"}
     heads = max(layer.heads for group in groups for layer in group.layers)
     whole = max(max(group.queries, group.keys) for group in groups)
     length = min(whole, max(2, math.isqrt(memory_budget // (_COPIES * 4 * heads))))

@@ -76,6 +76,12 @@ class ModelInputs:
         return None if found is None or bool(found.all()) else found.numpy(force=True).astype(np.bool_)
 
     @property
+    def longest(self) -> int:
+        """Number of the first sequence with the least padding: it shows windows that shorter ones fit into."""
+        padding = sum((self.arguments[name] == 0).sum(dim=1) for name in _MASKS if name in self.arguments)
+        return int(padding.argmin()) if isinstance(padding, Tensor) else 0
+
+    @property
     def sha256(self) -> str:
         """Of all arguments, by name."""
         digest = hashlib.sha256()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rankkit.errors import ConfigurationError
+from rankkit.hooks.capture import capture_mode
 from rankkit.studies.measuring.config import MeasureConfig
 from rankkit.studies.measuring.measure import Measured, measure_attention
 from rankkit.studies.pretrained.files import FoundModel, find_model, group_name, transformers
@@ -286,7 +287,7 @@ def measure_model(
     The model runs as it would have run, in evaluation mode and without gradients; afterwards it is as it was.
 
     Args:
-        model: a Hugging Face model, or any module that `rankkit.capture` knows.
+        model: a Hugging Face model, or any other module that `rankkit.capture` knows but a rankkit `Transformer`.
         inputs: "sequence ...", keyword arguments of its forward pass; `attention_mask` says what is padding.
         path: of the file.
         name: of the group in it.
@@ -303,6 +304,11 @@ def measure_model(
     Raises:
         RankkitError: as `measure_attention`; or the inputs cannot be used.
     """
+    if capture_mode(model)[0] == "own":
+        raise ConfigurationError(
+            f"model must not be rankkit's own, got {type(model).__name__}. Measure its run with rankkit.measure_run, or "
+            "capture it and call rankkit.spectrum."
+        )
     device = next((each.device for each in model.parameters()), torch.device("cpu"))
     settings = ModelSettings(
         swap=None if swap_mask is None else SwapMask.parsed(swap_mask),

@@ -56,6 +56,14 @@ class LayerFacts:
         """Whether the matrix is the softmax of scale Q K^T under a mask that is known."""
         return not (self.reason or self.softcap or self.has_bias or self.has_sink or self.name == OTHER)
 
+    def covers(self, seen: LayerAttention) -> bool:
+        """Whether sequences are so short that this window hides of them what they were masked with, and no more."""
+        if not isinstance(self.mask, Window) or OTHER in seen.mask_names:
+            return False
+        queries = (seen.query if isinstance(seen, LayerFactors) else seen.matrices).shape[-2]
+        masks = {(_inner(each.mask), len(each.mask.visible_positions(queries))) for each in seen.seen}
+        return all(torch.equal(mask.allowed(n), self.mask.allowed(n)) for mask, n in masks)
+
     @property
     def logits(self) -> str:
         """In words, where they are not plain."""

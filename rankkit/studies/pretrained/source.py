@@ -23,7 +23,7 @@ from rankkit.studies.measuring.source import Place, Receiver, SourceFacts
 from rankkit.studies.pretrained.agreement import agreement
 from rankkit.studies.pretrained.inputs import ModelInputs, check_vocabulary
 from rankkit.studies.pretrained.plan import ModelFacts, SwapMask, model_plan
-from rankkit.studies.pretrained.probe import AttentionGroup, attention_groups, class_of
+from rankkit.studies.pretrained.probe import AttentionGroup, LayerFacts, attention_groups, class_of
 from rankkit.studies.pretrained.valid import valid_operator
 
 __all__ = ["ModelSettings", "ModelSource", "Models", "Reader"]
@@ -93,7 +93,7 @@ class ModelSource:
         self._read: dict[int | None, ModelInputs] = {}
         self._groups: dict[int | None, tuple[AttentionGroup, ...]] = {}
         self._agreed: dict[tuple[int, int | None, int | None], dict[str, str | float]] = {}
-        self._masks: dict[tuple[str, str, int], str] = {}
+        self._layers: dict[tuple[str, str, int], LayerFacts] = {}
         self._inputs: ModelInputs | None = None
         self._planned: tuple[ModelInputs, MeasureConfig, tuple[AttentionGroup, ...]] | None = None
 
@@ -137,7 +137,7 @@ class ModelSource:
         )
 
     def plan(self, config: MeasureConfig) -> Plan:
-        """Resolve what to measure against the model: it runs once, on the first sequence.
+        """Resolve what to measure against the model: it runs once, on the longest sequence.
 
         Raises:
             ConfigurationError: lengths, samples, layers, heads, regions, baselines or masks that it does not have.
@@ -151,7 +151,7 @@ class ModelSource:
         shard = shard_rows(len(chosen), config.shard)
         every = whole[chosen]  # what a file says of itself is the same of all its shards
         self._inputs, self._planned = every[shard], (every, config, groups)
-        self._masks = {(group.stack, group.kind, one.layer): one.name for group in groups for one in group.layers}
+        self._layers = {(group.stack, group.kind, one.layer): one for group in groups for one in group.layers}
         facts = ModelFacts(
             name=self._models.name,
             objective=_objective(type(model).__name__),
@@ -173,7 +173,7 @@ class ModelSource:
 
     def _groups_of(self, model: nn.Module, length: int | None, whole: ModelInputs) -> tuple[AttentionGroup, ...]:
         if length not in self._groups:
-            self._groups[length] = attention_groups(model, _arguments(model, whole[:1].on(self._device)))
+            self._groups[length] = attention_groups(model, _arguments(model, whole[[whole.longest]].on(self._device)))
         return self._groups[length]
 
     def _attributes(self, model: nn.Module, inputs: ModelInputs) -> dict[str, str | float]:
@@ -226,11 +226,11 @@ class ModelSource:
 
     def _check(self, seen: LayerAttention, place: Place) -> None:
         """Refuse a mask that is not what the file says of the layer."""
-        expected = self._masks[seen.stack, seen.kind, seen.layer]
-        if class_of(seen) != expected:
+        expected = self._layers[seen.stack, seen.kind, seen.layer]
+        if class_of(seen) != expected.name and not expected.covers(seen):
             raise CaptureError(
-                f"layer {seen.layer} of {place.arm} must keep the mask that it had on the first sequence, {expected}, got "
-                f"{class_of(seen)}. Capture this model with rankkit.capture."
+                f"layer {seen.layer} of {place.arm} must keep the mask that it had on the longest sequence, "
+                f"{expected.name}, got {class_of(seen)}. Capture this model with rankkit.capture."
             )
 
     def _model(self, step: int) -> nn.Module:
