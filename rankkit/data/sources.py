@@ -73,9 +73,7 @@ def find_sources(entry: str, /) -> list[Source]:
             )
         if any(character in entry for character in "*?["):
             return _matching(path, entry)
-    raise DataError(
-        f"text {entry!r} must exist, got a missing path. Check the spelling, or leave TEXT out for built-in text."
-    )
+    raise DataError(f"text {entry!r} must exist, got a missing path. Check the spelling.")
 
 
 def _in_folder(folder: Path) -> list[Source]:

@@ -166,6 +166,8 @@ def open_run(path: str | Path) -> Run:
         RunError: missing, foreign, damaged, or made by a newer version.
     """
     directory = RunDirectory(Path(path))
+    if not directory.path.exists():
+        raise RunError(f"{path} must be a rankkit run, got no such file or folder. Check the spelling.")
     if not directory.configuration.is_file():
         raise RunError(f"{path} must be a rankkit run, but holds no run.toml. Make one with rankkit train-pair.")
     try:

@@ -783,8 +783,11 @@ def test_a_model_is_not_given_what_it_cannot_read(
 
 
 def test_a_rankkit_model_is_measured_by_its_run(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"must not be rankkit's own, got Transformer. Measure its run with"):
-        measure_model(Transformer(model_config()), {"tokens": torch.zeros(1, N)}, tmp_path / "s.h5")
+    own = Transformer(model_config())
+    for model in (own, torch.nn.Sequential(own)):
+        message = f"must not be rankkit's own, nor hold it, got {type(model).__name__}. Measure its run with"
+        with pytest.raises(ConfigurationError, match=message):
+            measure_model(model, {"tokens": torch.zeros(1, N)}, tmp_path / "s.h5")
 
 
 def test_a_batch_fits_a_chunk() -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rankkit.errors import ConfigurationError
-from rankkit.hooks.capture import capture_mode
+from rankkit.models.transformer import Transformer
 from rankkit.studies.measuring.config import MeasureConfig
 from rankkit.studies.measuring.measure import Measured, measure_attention
 from rankkit.studies.pretrained.files import FoundModel, find_model, group_name, transformers
@@ -304,10 +304,10 @@ def measure_model(
     Raises:
         RankkitError: as `measure_attention`; or the inputs cannot be used.
     """
-    if capture_mode(model)[0] == "own":
+    if any(isinstance(module, Transformer) for module in model.modules()):
         raise ConfigurationError(
-            f"model must not be rankkit's own, got {type(model).__name__}. Measure its run with rankkit.measure_run, or "
-            "capture it and call rankkit.spectrum."
+            f"model must not be rankkit's own, nor hold it, got {type(model).__name__}. Measure its run "
+            "with rankkit.measure_run, or capture it and call rankkit.spectrum."
         )
     device = next((each.device for each in model.parameters()), torch.device("cpu"))
     settings = ModelSettings(
