@@ -172,3 +172,9 @@ def test_arms_that_cannot_be_compared_are_refused_by_name(settings: str, what: s
     claim = f'[[claims]]\nclaim = "other/{arm} < pair/gpt"\n'
     with pytest.raises(ConfigurationError, match=f"claim must compare arms on the same {what}, got .* for pair/gpt"):
         resolved(tmp_path, mine=HEAD + RUN + other + claim)
+    for over in ("steps", "arms", "seeds"):
+        pooled = f'[[correlations]]\nover = "{over}"\ncells = ["other/{arm}", "pair/gpt"]\n'
+        with pytest.raises(
+            ConfigurationError, match=f"cells must compare arms on the same {what}, got .* for pair/gpt"
+        ):
+            resolved(tmp_path, mine=HEAD + RUN + other + pooled)

@@ -99,21 +99,30 @@ def resolve(config: TrainedConfig, name: str, reused: Mapping[str, TrainedConfig
     pairs = {run.name: run.pair for run in runs.values()}
     contrasts = tuple(parse_contrast(claim.claim, arms, pairs) for claim in config.claims)
     for claim, contrast in zip(config.claims, contrasts, strict=True):
-        _check_comparable(claim, contrast, runs)
+        _check_swaps(claim, contrast)
+        _check_comparable("claim", contrast.text, contrast.cells, runs, of_loss=claim.of not in MEASURES)
+    for correlation in config.correlations:
+        cells = tuple(_cell(text, runs) for text in correlation.cells)
+        _check_comparable("cells", ", ".join(correlation.cells), cells, runs, of_loss=True)
     named = {run.name for run in config.runs} | {run for contrast in contrasts for run, _ in contrast.cells}
     named |= {_cell(text, runs)[0] for correlation in config.correlations for text in correlation.cells}
     needed = dict.fromkeys(run for run in runs if run in named for run in _with_sources(run, runs))
     return Study(config=config, runs={name: runs[name] for name in needed}, contrasts=contrasts)
 
 
-def _check_comparable(claim: ClaimConfig, contrast: Contrast, runs: Mapping[str, DeclaredRun]) -> None:
-    """Refuse a difference of numbers that are not of the same tokens."""
+def _check_swaps(claim: ClaimConfig, contrast: Contrast) -> None:
     if contrast.swaps and claim.of not in MEASURES:
         raise ConfigurationError(
             f"claim must leave masks alone for {claim.of}, got {contrast.text!r}. Swap masks only for measures."
         )
+
+
+def _check_comparable(
+    name: str, text: str, cells: tuple[Cell, ...], runs: Mapping[str, DeclaredRun], *, of_loss: bool
+) -> None:
+    """Refuse arms whose numbers are not of the same tokens."""
     found: dict[str, Any] = {}
-    for run, arm in contrast.cells:
+    for run, arm in cells:
         config = runs[run].config.arm(arm)
         read: dict[str, Any] = {
             "text and tokenizer": (config.data, runs[run].synthetic_documents),
@@ -121,14 +130,14 @@ def _check_comparable(claim: ClaimConfig, contrast: Contrast, runs: Mapping[str,
             "prefix length": config.train.evaluation_prefix_length(config.model.sequence_length),
             "evaluation sequences": config.train.evaluation_sequences,
         }
-        if claim.of not in MEASURES:
+        if of_loss:
             read["predicted tokens"] = config.task.in_evaluation()
         for what, value in read.items():
             first = found.setdefault(what, value)
             if value != first:
                 raise ConfigurationError(
-                    f"claim must compare arms on the same {what}, got {value} for {run}/{arm} and {first} before it in "
-                    f"{contrast.text!r}. Train them alike."
+                    f"{name} must compare arms on the same {what}, got {value} for {run}/{arm} and {first} before it in "
+                    f"{text!r}. Train them alike."
                 )
 
 
