@@ -472,6 +472,14 @@ def test_functional_ranks_that_do_not_fit_are_refused(
         merged(write_all(pieces, tmp_path), tmp_path / "merged.h5")
 
 
+def test_shards_with_another_prefix_length_are_refused(unverified: None, tmp_path: Path) -> None:
+    pieces = [ONE.of(sequence=(0,)), replace(ONE.of(sequence=(1,)), layout={"prefix_length": np.array([3])})]
+    with pytest.raises(
+        MatchError, match=r"01.h5: gpt: prefix_length must be 4 as in .*00.h5, got 3. Merge files of one"
+    ):
+        merged(write_all(pieces, tmp_path), tmp_path / "merged.h5")
+
+
 def test_functional_ranks_of_shards_are_refused_with_what_to_do(unverified: None, tmp_path: Path) -> None:
     pieces = [replace(ONE.of(sequence=(number,)), functional=True) for number in (0, 1)]
     with pytest.raises(

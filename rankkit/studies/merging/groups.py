@@ -21,7 +21,7 @@ from rankkit.spectra import MEASURES
 from rankkit.store import GroupLayout, Variable, schema
 from rankkit.store.consistency import cell_name
 from rankkit.store.names import arm_of, baseline_of
-from rankkit.studies.merging.matching import COUNTED, check_parts, refusal, shown, united_labels
+from rankkit.studies.merging.matching import COUNTED, check_parts, refusal, same, shown, united_labels
 from rankkit.studies.merging.parts import STATIC_VARIABLES, Part, StudyFile
 from rankkit.studies.merging.texts import merged_reasons, merged_rule, rules_by_region
 
@@ -62,6 +62,8 @@ def merged_groups(files: Sequence[StudyFile]) -> list[MergedGroup]:
     ]
     _check_baselines(groups)
     _check_sequences(groups)
+    for group in groups:
+        _check_prefix_lengths(group)
     return groups
 
 
@@ -235,6 +237,14 @@ def _check_sequences(groups: Sequence[MergedGroup]) -> None:
                         f"be that of {known.name} in {min(_givers(known, label))}",
                         "another",
                     )
+
+
+def _check_prefix_lengths(group: MergedGroup) -> None:
+    """Refuse parts that each have one prefix length, but not the same: measures grow with it, and no mean is across it."""
+    first, *others = ({int(length) for length in part.arrays["prefix_length"]} for part in group.parts)
+    for part, lengths in zip(group.parts[1:], others, strict=True):
+        if len(first) == len(lengths) == 1 and lengths != first:
+            same(f"{part.path}: {group.name}: prefix_length", group.parts[0], *first, *lengths)
 
 
 def _by_sequence(group: MergedGroup, name: str) -> dict[int, NDArray[Any]]:
