@@ -7,6 +7,7 @@ A few verbs; everything else is found under the room it belongs to. Names are lo
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import version
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +82,8 @@ _MODULES = {"data": "rankkit.data", "presets": "rankkit.training.presets"}
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("rankkit")
     if name in _MODULES:
         module: ModuleType = import_module(_MODULES[name])
         return module

@@ -351,9 +351,13 @@ def check_output_folder(path: Path, *, force: bool) -> None:
         raise OutputExistsError(f"{path} must not be the folder that you are in. Name a new one with --out.")
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
+    is_run = (path / RunDirectory.configuration_name).is_file()
     if not force:
-        raise OutputExistsError(f"{path} must not exist yet. Add --force to replace it, or choose another --out.")
-    if not (path / RunDirectory.configuration_name).is_file():
+        remedy = "Add --force to replace it, or choose another --out"
+        if is_run:
+            remedy = f"Go on with it by --resume {path}, choose another --out, or replace it with --force"
+        raise OutputExistsError(f"{path} must not exist yet. {remedy}.")
+    if not is_run:
         raise OutputExistsError(
             f"{path} must be a rankkit run to be replaced, got something without "
             f"{RunDirectory.configuration_name}. Choose another --out."

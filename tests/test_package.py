@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,10 @@ def python(code: str, folder: Path) -> str:
 def in_order(names: list[str]) -> list[str]:
     """Constants, then classes, then functions, each by name."""
     return sorted(names, key=lambda name: (not name.isupper(), not name[0].isupper(), name))
+
+
+def test_the_package_says_its_version() -> None:
+    assert rankkit.__version__ == version("rankkit")
 
 
 def test_importing_rankkit_loads_nothing_heavy(tmp_path: Path) -> None:

@@ -132,6 +132,11 @@ def open_source(name: str) -> Source:
         raise ConfigurationError(
             f"--init-from must look like RUN/ARM or RUN/ARM@STEP, got {name!r}. Name a trained arm."
         )
+    if RunDirectory(path).configuration.is_file():
+        arms = ", ".join(open_run(path).config.arms)
+        raise ConfigurationError(
+            f"--init-from must name an arm of a run, got the run {name!r} with arms {arms}. Write {name}/ARM."
+        )
     run = open_run(path.parent)
     if arm not in run.config.arms:
         raise ConfigurationError(

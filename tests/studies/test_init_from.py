@@ -224,8 +224,10 @@ def test_what_cannot_be_gone_on_from_is_refused_by_name(
 def test_sources_that_are_not_there_are_refused(name: str, message: str, trained: Run, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=message):
         gone_on(tmp_path / "run", f"{trained.directory.path}/{name}")
-    with pytest.raises(RunError, match=r"must be a rankkit run, but holds no run.toml"):
+    with pytest.raises(RunError, match=r"nothing must be a rankkit run, got no such file or folder"):
         open_source(str(tmp_path / "nothing" / "gpt"))
+    with pytest.raises(ConfigurationError, match=r"got the run .* with arms gpt, unilm, gpt-full. Write .*/ARM"):
+        open_source(str(trained.directory.path))
 
 
 def test_a_source_whose_weights_are_damaged_is_refused(trained: Run, tmp_path: Path) -> None:

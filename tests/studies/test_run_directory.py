@@ -125,7 +125,7 @@ def test_a_run_records_command_time_machine_and_what_arms_declare(made: Run) -> 
 def test_a_run_that_exists_is_only_replaced_with_force(made: Run, tmp_path: Path) -> None:
     run = copy_of(made, tmp_path / "run")
     before = files_of(run.directory.path)
-    with pytest.raises(OutputExistsError, match=r"run must not exist yet\. Add --force to replace it"):
+    with pytest.raises(OutputExistsError, match=r"run must not exist yet\. Go on with it by --resume .*run, choose"):
         make(run_config(seeds=(5,)), tmp_path / "run")
     assert files_of(run.directory.path) == before
     (tmp_path / "run" / "old").touch()
@@ -223,9 +223,10 @@ def test_a_run_that_cannot_be_trusted_is_refused_by_name(edit: Edit, message: st
 
 
 def test_a_folder_without_run_toml_and_no_folder_at_all_are_refused(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(RunError, match=r"must be a rankkit run, but holds no run\.toml\. Make one with"):
-            open_run(path)
+    with pytest.raises(RunError, match=r"must be a rankkit run, but holds no run\.toml\. Make one with"):
+        open_run(tmp_path)
+    with pytest.raises(RunError, match=r"missing must be a rankkit run, got no such file or folder\. Check the spelling"):
+        open_run(tmp_path / "missing")
 
 
 def test_bytes_that_are_no_text_are_refused(made: Run, tmp_path: Path) -> None:
