@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby, product
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
 from rankkit.hooks.masks_seen import SeenMask, mask_name
@@ -50,6 +51,8 @@ class LayerFactors:
     """c of c tanh(s / c), taken of the scaled logits."""
     sink: Tensor | None = None
     """"head": a logit per head of a key that nobody reads."""
+    accumulation: torch.dtype | None = None
+    """Precision in which the model's own eager attention ran; None for a fused kernel."""
 
     @property
     def mask_names(self) -> tuple[str, ...]:
@@ -122,6 +125,7 @@ class LayerFactors:
             softcap=self.softcap,
             bias=self._bias(first),
             sink=self.sink,
+            accumulation=self.accumulation,
             labels={"layer": self.layer, "kind": self.kind, **({"stack": self.stack} if self.stack else {}), **labels},
         )
 

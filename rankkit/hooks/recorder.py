@@ -43,6 +43,8 @@ class AttentionCall:
     """Added beside the mask, same axes."""
     sink: Tensor | None = None
     """"head"."""
+    accumulation: torch.dtype | None = None
+    """As of `LayerFactors`."""
     keeps_cache: bool = False
     """Whether more keys than queries can only come from a key-value cache."""
 
@@ -175,6 +177,7 @@ class Recorder:
             seen=seen,
             scale=query.shape[-1] ** -0.5 if call.scale is None else call.scale,
             softcap=call.softcap,
+            accumulation=call.accumulation,
             sink=None if call.sink is None else call.sink.detach()[slice(None) if self._heads is None else self._heads],
         )
 

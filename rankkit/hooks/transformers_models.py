@@ -98,7 +98,7 @@ def registered_attention(model: nn.Module, mode: str, recorder: Recorder) -> Ite
     def attention(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        call = _call(recorder.name(module), module, query, key, attention_mask, kwargs, capped=mode == "eager")
+        call = _call(recorder.name(module), module, query, key, attention_mask, kwargs, eager=mode == "eager")
         if mode == "qk":
             recorder.record(call)
             return inner(module)(module, query, key, value, attention_mask, **kwargs)
@@ -169,7 +169,7 @@ def _call(
     mask: Tensor | None,
     kwargs: dict[str, Any],
     *,
-    capped: bool,
+    eager: bool,
 ) -> AttentionCall:
     """The arguments of an attention function; SDPA knows no cap and no sink, whatever it is given."""
     given = kwargs.get("is_causal")
@@ -179,10 +179,11 @@ def _call(
         query=query,
         key=key,
         mask=mask,
-        causal=is_causal and mask is None and not capped and (query.shape[-2] > 1 or key.shape[-2] == 1),
+        causal=is_causal and mask is None and not eager and (query.shape[-2] > 1 or key.shape[-2] == 1),
         scale=kwargs.get("scaling"),
-        softcap=kwargs.get("softcap") if capped else None,
+        softcap=kwargs.get("softcap") if eager else None,
         bias=kwargs.get("position_bias"),
-        sink=kwargs.get("s_aux") if capped else None,
+        sink=kwargs.get("s_aux") if eager else None,
+        accumulation=query.dtype if eager else None,
         keeps_cache=bool(getattr(module, "is_causal", False)),
     )

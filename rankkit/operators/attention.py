@@ -69,6 +69,9 @@ class AttentionOperator(Operator):
     as visible: what the mask can say is better said by the mask."""
     sink: Tensor | None = None
     """"...", one logit per matrix of a key that nobody reads (GPT-OSS): rows then sum to less than 1."""
+    accumulation: torch.dtype | None = None
+    """Precision in which the model wrote its attention out, for the noise floor; None for a fused kernel, which takes logits
+    and softmax in float32 or better."""
     labels: Mapping[str, int | str] = field(default_factory=dict)
     """Where it comes from: `layer`, `kind`, `sequence`."""
 

@@ -45,7 +45,18 @@ _UNDERFLOW: Final = {
 """Largest absolute error of one rounding below the normal numbers: half the spacing of the subnormal ones."""
 
 SOFTMAX_ROUNDINGS: Final = 8
-"""Roundings in exp, row sum and quotient: measured 5.7 u at most (float32, logits near 0, n <= 4096)."""
+"""Roundings in exp, row sum and quotient of short rows: measured 7.5 u at most (float32, n <= 128)."""
+_BESIDE_SUM: Final = 4  # of the roundings, those of exp, quotient and the sum of the lanes
+_KEYS_PER_ROUNDING: Final = 32
+"""Keys that cost a row sum one rounding. Each of 8 lanes (AVX2) adds n / 8 terms one by one, and equal terms round the same
+way: by up to half an ulp all through the last binade, half of the terms, but then by next to nothing in the one before, so
+by n / 8 / 4 in all. Measured on rows of one key at logit 0 and n - 1 at one other: (n / 31.6) u at most, n <= 4096."""
+_FUSED_BLOCK: Final = 512
+"""Keys whose sum a fused kernel takes by itself (torch's on the CPU); the sums are added one after another."""
+_KEYS_PER_BLOCK_ROUNDING: Final = 1024
+"""The k-th of N equal blocks added rounds k of N parts: N / 2 roundings for 512 N keys. Measured at 65536: half of that."""
+_EAGER_ROUNDINGS: Final = 3
+"""Of a logit that is stored in half precision: as product, which torch sums in float32, when scaled, and with the mask."""
 CAP_ROUNDINGS: Final = 7
 """Of c tanh(s / c), each of at most min(c, |s|): quotient, product, c itself, and 4 for a tanh that is off by two units in
 the last place, as CUDA's may be; measured 2.7 u at most on the CPU."""
@@ -98,18 +109,25 @@ def model_floor(
     accumulation: torch.dtype | None = None,
     softcap: float | None = None,
     added: Tensor | None = None,
+    visible: int | None = None,
 ) -> Tensor:
     """How far the attention that the model applied may lie from the exact one, in every singular value.
 
-    eta = u(probabilities) + 8 u(accumulation) + 2 max |ds|, with |ds| <= (d + 2) u(accumulation) scale |q| |k|, taken
-    at the longest query and the longest key. The applied matrix differs from the exact one entrywise by at most
-    eta A; A >= 0, so its norm moves by at most eta sigma_1, and by Weyl's inequality so does every singular value.
+    eta = u(probabilities) + r u(accumulation) + 2 max |ds|, with |ds| <= (d + 2) u(accumulation) scale |q| |k|, taken
+    at the longest query and the longest key, and r the roundings of a softmax over m visible keys, which is
+    max(8, 4 + min(m, 512) / 32 + max(m - 512, 0) / 1024) in a fused kernel, and max(8, 4 + m / 32) where a model writes its
+    attention out (see the constants above). The applied matrix differs from the exact one entrywise by at most eta A;
+    A >= 0, so its norm moves by at most eta sigma_1, and by Weyl's inequality so does every singular value.
 
     With L = scale |q| |k| the largest |s|: a cap c tanh(s / c), whose slope is at most 1, passes |ds| on and adds its own
     7 u min(c, L). A bias b or a sink z adds 3 u (min(c, L) + max(|b|, |z|)), for the sum with b and for the difference to
     the row's largest logit, the sink among them: a sink is exact, and beyond that one more term of the row sum.
 
-    Assumes inner products accumulated in `accumulation` on inputs held exactly (no TF32), and bias and sink as held. An
+    A model that writes its attention out in half precision stores logits in it that were summed in float32: then
+    |ds| <= (3 u(accumulation) + (d + 2) u(float32)) scale |q| |k|, and what r exceeds 8 by counts in float32.
+
+    Assumes inner products accumulated so on inputs held exactly (no TF32), and bias and sink as held. The row sums are
+    those of torch's kernels on the CPU, the lanes those of AVX2; rows of few equal logits are the worst ones found. An
     entry that underflows leaves the relative bound, by less than the smallest number of its dtype.
 
     Args:
@@ -118,10 +136,11 @@ def model_floor(
         scale: factor of the inner products, usually 1/sqrt(d).
         largest: "...", sigma_1 of each matrix, broadcasting with the leading axes.
         probabilities: dtype the probabilities are rounded to before they meet the values.
-        accumulation: dtype of the inner products and the softmax; by default what every fused kernel takes: float64 for
-            float64 probabilities, float32 below.
+        accumulation: dtype of logits and softmax of a model that writes its attention out; None for a fused kernel,
+            which takes float64 for float64 probabilities and float32 below.
         softcap: c, where logits are capped.
         added: "...", the largest |b| of a visible key, or |z| of a sink if larger; None where there is neither.
+        visible: most keys that a row sees; None for all.
 
     Returns:
         "...", float64, in the units of the singular values.
@@ -131,18 +150,37 @@ def model_floor(
 
     Source: Higham (2002), Accuracy and Stability of Numerical Algorithms, 3.1 for the inner product; Weyl's inequality.
     """
+    softmax_error = _softmax_error(keys.shape[-2] if visible is None else visible, accumulation, probabilities)
     if accumulation is None:
         accumulation = torch.float64 if probabilities == torch.float64 else torch.float32
     longest = _longest(queries) * _longest(keys)
-    logit_error = (queries.shape[-1] + 2) * _unit_roundoff(accumulation) * abs(scale) * longest
+    logit_error = (queries.shape[-1] + 2) * _summing_roundoff(accumulation) * abs(scale) * longest
     size = abs(scale) * longest
+    if accumulation in (torch.float16, torch.bfloat16):
+        logit_error = logit_error + _EAGER_ROUNDINGS * _unit_roundoff(accumulation) * size
     if softcap is not None:
         size = size.clamp(max=softcap)
         logit_error = logit_error + CAP_ROUNDINGS * _unit_roundoff(accumulation) * size
     if added is not None:
         logit_error = logit_error + SHIFT_ROUNDINGS * _unit_roundoff(accumulation) * (size + added)
-    eta = _unit_roundoff(probabilities) + SOFTMAX_ROUNDINGS * _unit_roundoff(accumulation) + 2 * logit_error
+    eta = _unit_roundoff(probabilities) + softmax_error + 2 * logit_error
     return eta * largest.to(torch.float64)
+
+
+def _softmax_error(visible: int, accumulation: torch.dtype | None, probabilities: torch.dtype) -> float:
+    """Relative, of exp, row sum and quotient over that many keys."""
+    fused = accumulation is None
+    if accumulation is None:
+        accumulation = torch.float64 if probabilities == torch.float64 else torch.float32
+    block = min(visible, _FUSED_BLOCK) if fused else visible
+    roundings = _BESIDE_SUM + block / _KEYS_PER_ROUNDING + (visible - block) / _KEYS_PER_BLOCK_ROUNDING
+    more = max(0.0, roundings - SOFTMAX_ROUNDINGS)
+    return SOFTMAX_ROUNDINGS * _unit_roundoff(accumulation) + more * _summing_roundoff(accumulation)
+
+
+def _summing_roundoff(accumulation: torch.dtype) -> float:
+    """Of sums of products and of rows, which torch takes in float32 at least."""
+    return min(_unit_roundoff(accumulation), UNIT_ROUNDOFF[torch.float32])
 
 
 def largest_added(operator: AttentionOperator, /) -> Tensor | None:
@@ -245,8 +283,9 @@ def applied_floor(operator: Operator, /, *, largest: Tensor, probabilities: torc
     """The model floor of any operator.
 
     Attention: `model_floor`; beside a sink, which may leave a row next to nothing, with what entries lose that underflow,
-    as in `entry_floor`. A matrix of one's own: `entry_floor`, of its precision. A sum: the terms' floors, weighted;
-    the norm of a term of attention, whose rows sum to 1 or less, is at most the root of its largest column sum.
+    as in `entry_floor`, but no more than all of them: an entry that rounds to a subnormal number or 0 moves by at most
+    itself. A matrix of one's own: `entry_floor`, of its precision. A sum: the terms' floors, weighted; the norm of a term
+    of attention, whose rows sum to 1 or less, is at most the root of its largest column sum.
 
     Args:
         operator: what was measured.
@@ -258,9 +297,10 @@ def applied_floor(operator: Operator, /, *, largest: Tensor, probabilities: torc
     """
     sigma = largest.to(torch.float64).cpu()
     if isinstance(operator, AttentionOperator):
-        relative = _attention_error(operator, probabilities) * sigma
+        eta = _attention_error(operator, probabilities)
         underflow = 0.0 if operator.sink is None else _UNDERFLOW[probabilities]
-        return relative + underflow * math.sqrt(operator.rows * operator.columns)
+        lost = underflow * math.sqrt(operator.rows * operator.columns)
+        return eta * sigma + ((1 + eta) * sigma).clamp(max=lost)
     if isinstance(operator, DenseOperator):
         return entry_floor(operator.matrix, largest=sigma, dtype=operator.precision)
     assert isinstance(operator, SumOperator)
@@ -301,8 +341,18 @@ def _attention_error(operator: AttentionOperator, probabilities: torch.dtype) ->
     return model_floor(
         operator.query.cpu(), operator.key.cpu(), scale=operator.scale, probabilities=probabilities,
         largest=torch.ones(operator.batch_shape, dtype=torch.float64), softcap=operator.softcap,
-        added=largest_added(operator),
+        added=largest_added(operator), accumulation=operator.accumulation, visible=_most_visible(operator),
     )  # fmt: skip
+
+
+def _most_visible(operator: AttentionOperator) -> int:
+    """Keys of the row that sees the most."""
+    found = 0
+    for call in operator.mask.fused_plan(operator.rows):
+        first, last = call.columns
+        width = call.behind + call.ahead + 1 if call.sees == "band" else last - first
+        found = max(found, min(width, last - first))
+    return found
 
 
 def _norm_bound(operator: Operator) -> Tensor:

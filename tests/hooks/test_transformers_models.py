@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +22,7 @@ from rankkit.hooks import LayerFactors, LayerMatrices, capture_mode, transformer
 from rankkit.hooks.transformers_models import attention_mode
 from rankkit.masks import Bidirectional, Causal, Prefix, Window
 from rankkit.operators import OffsetBias
+from rankkit.spectra import applied_floor
 
 
 def state_of(model: Any) -> tuple[Any, ...]:
@@ -109,6 +111,33 @@ def test_the_eager_mode_can_be_asked_for(family: str) -> None:
     for factors, maps in zip(captured.layers, eager_maps(model, inputs)["", "self"], strict=True):
         ((_, operator),) = factors.operators_by_mask()
         assert float((operator.dense(torch.float32) - maps).abs().max()) <= 2e-6
+
+
+@pytest.mark.parametrize(("family", "mode"), [("llama", "eager"), ("gemma2", "auto"), ("gpt-oss", "auto")])
+@torch.no_grad()
+def test_factors_say_in_which_precision_eager_attention_ran_and_its_floor_bounds_what_that_moved(
+    family: str, mode: Any
+) -> None:
+    model, inputs = tiny_model(family)
+    model = model.bfloat16()
+    with rankkit.capture(model, mode=mode) as captured:
+        model(**inputs)
+    for factors, maps in zip(captured.layers, eager_maps(model, inputs)["", "self"], strict=True):
+        ((_, operator),) = factors.operators_by_mask()
+        assert operator.accumulation == torch.bfloat16
+        exact = torch.linalg.svdvals(operator.dense())
+        floor = applied_floor(operator, largest=exact[..., 0], probabilities=torch.bfloat16)
+        assert bool(((torch.linalg.svdvals(maps.double()) - exact).abs().amax(dim=-1) < floor).all())
+        fused = replace(operator, accumulation=None)
+        assert bool((applied_floor(fused, largest=exact[..., 0], probabilities=torch.bfloat16) < floor).all())
+
+
+@torch.no_grad()
+def test_factors_of_a_fused_kernel_have_no_precision_of_their_own() -> None:
+    model, inputs = tiny_model("llama")
+    with rankkit.capture(model.bfloat16()) as captured:
+        model(**inputs)
+    assert [factors.accumulation for factors in captured.layers] == [None] * len(captured.layers)
 
 
 @pytest.mark.parametrize(("family", "mode", "match"), [

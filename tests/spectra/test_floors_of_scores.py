@@ -136,6 +136,84 @@ def test_a_cap_and_a_sink_that_do_nothing_leave_the_floor_near_that_without_them
     assert bool(((plain < capped) & (capped < 1.5 * plain)).all())
 
 
+# A sink far above every logit.
+
+
+@pytest.mark.parametrize("height", [9.0, 30.0, 80.0, 100.0])
+@pytest.mark.parametrize("probabilities", [torch.float32, torch.float16], ids=str)
+def test_what_underflows_beside_a_far_sink_is_no_more_than_all_there_is(
+    height: float, probabilities: torch.dtype
+) -> None:
+    op = replace(operator("sink", Causal()), sink=torch.full((3,), height))
+    largest, moved = distances(op, applied(op, torch.float32, probabilities))
+    floor = applied_floor(op, largest=largest, probabilities=probabilities)
+    assert bool((moved < floor + SIZE * 2.0**-52 * largest).all())
+    assert bool((floor < 1.1 * largest).all())
+
+
+# Rows of many keys.
+
+
+def long_rows(keys: int, features: int) -> tuple[AttentionOperator, Tensor]:
+    """A key at logit 0 and all others at one equal logit, another in each of 11 rows; with the exact first column."""
+    query, key = torch.zeros(1, 11, features), torch.zeros(1, keys, features)
+    query[..., 0] = -0.02 * torch.arange(1, 12)
+    key[:, 1:, 0] = 1
+    exact = 1 / (1 + (keys - 1) * query[..., 0].double().exp())
+    return AttentionOperator(query=query, key=key, mask=Cross(11, keys), scale=1.0), exact
+
+
+@pytest.mark.parametrize("keys", [128, 1024, 4096, 16384, 65536])
+def test_fused_rows_of_equal_terms_lie_within_the_floor_however_long(keys: int) -> None:
+    """Equal terms of a row sum round the same way, and are added in lanes and blocks."""
+    op, exact = long_rows(keys, 8)
+    values = torch.zeros(1, keys, 8)
+    values[:, 0, 0] = 1
+    share = (((op @ values)[..., 0].double() - exact) / exact).abs() / entry_error(op, probabilities=torch.float32)
+    assert 1 / 12 < float(share.max()) < 1
+
+
+@pytest.mark.parametrize("keys", [128, 4096, 65536])
+def test_eager_rows_of_equal_terms_lie_within_the_floor_of_attention_that_was_written_out(keys: int) -> None:
+    op, exact = long_rows(keys, 8)
+    op = replace(op, accumulation=torch.float32)
+    found = (op.query @ op.key.mT).softmax(dim=-1)[..., 0].double()
+    share = ((found - exact) / exact).abs() / entry_error(op, probabilities=torch.float32)
+    assert 1 / 12 < float(share.max()) < 1
+
+
+def test_the_roundings_of_a_softmax_grow_with_the_keys_that_a_row_sees() -> None:
+    def roundings(mask: Mask, size: int = 2560, accumulation: torch.dtype | None = None) -> float:
+        zeros = torch.zeros(1, size, 1)
+        op = AttentionOperator(query=zeros, key=zeros, mask=mask, scale=1.0, accumulation=accumulation)
+        return float(entry_error(op, probabilities=torch.float32)) * 2**24 - 1
+
+    assert roundings(Causal(), 64) == roundings(Bidirectional(), 128) == roundings(Window(100, 27)) == 8
+    assert roundings(Window(127, 128)) == 12
+    assert roundings(Causal()) == roundings(Bidirectional()) == roundings(Prefix(9)) == 4 + 16 + 2
+    assert roundings(Padded(Causal(), 512)) == 4 + 16
+    assert roundings(Causal(), accumulation=torch.float32) == 4 + 80
+
+
+# Attention that a model wrote out in half precision.
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("spread", [1.0, 8.0])
+def test_attention_written_out_in_half_precision_lies_within_its_floor_and_not_within_that_of_a_fused_kernel(
+    spread: float, precision: torch.dtype
+) -> None:
+    op = operator("cap", Causal(), spread=spread)
+    op = replace(op, query=op.query.to(precision), key=op.key.to(precision), softcap=None, accumulation=precision)
+    largest, moved = distances(op, applied(op, precision, precision))
+    floor = applied_floor(op, largest=largest, probabilities=precision)
+    assert bool((moved < floor).all())
+    exact, found = op.dense(), applied(op, precision, precision)
+    share = ((found - exact) / exact).abs().where(exact > 1e-3, 0).amax(dim=(-2, -1))
+    assert bool((share < entry_error(op, probabilities=precision)).all())
+    assert bool((share > entry_error(replace(op, accumulation=None), probabilities=precision)).any())
+
+
 # What counts as added.
 
 
