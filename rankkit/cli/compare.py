@@ -12,6 +12,7 @@ from rankkit.cli.console import (
     Output,
     command_line,
     common_options,
+    counted,
     device_option,
     examples,
     guarded,
@@ -220,7 +221,7 @@ def _measure(
     from rankkit.studies.measuring.measure import MeasurementInterruptedError, measure_attention
 
     plan = source.plan(config)
-    output.note(f"{source.models.name}: {plan.matrices:,} matrices, into {path}")
+    output.note(f"{source.models.name}: {counted(plan.matrices, 'matrix')}, into {path}")
     try:
         with interruption() as request, output.progress(plan.matrices) as advance:
             measure_attention(

@@ -25,6 +25,8 @@ __all__ = [
     "Step",
     "command_line",
     "common_options",
+    "counted",
+    "duration",
     "guarded",
     "integers",
     "names",
@@ -135,6 +137,30 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 matrix`, `1,024 matrices`: a number with what it counts.
+
+    Args:
+        count: at least 0.
+        noun: in the singular, the word that changes last: "forward pass", "finished slab".
+    """
+    return f"{count:,} {noun if count == 1 else _plural(noun)}"
+
+
+def _plural(noun: str) -> str:
+    if noun.endswith("matrix"):
+        return f"{noun.removesuffix('x')}ces"
+    return f"{noun}{'es' if noun.endswith(('s', 'ch')) else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """In minutes, or in seconds below one; a second at least."""
+    if seconds < 59.5:
+        return counted(max(1, round(seconds)), "second")
+    tenths = f"{seconds / 60:.1f}".removesuffix(".0")
+    return f"{tenths} {'minute' if tenths == '1' else 'minutes'}"
 
 
 def command_line(*, without: Collection[str] = ()) -> str:

@@ -7,7 +7,7 @@ from time import perf_counter
 
 import click
 
-from rankkit.cli.console import Output, common_options, device_option, examples, guarded, integers
+from rankkit.cli.console import Output, common_options, device_option, duration, examples, guarded, integers
 
 __all__ = ["command"]
 
@@ -40,7 +40,5 @@ def command(output: Output, seeds: str, out: str, force: bool, workers: int | No
     measured = measure_and_report(
         RunSource(run, place), MeasureConfig(), run.directory.spectrum, output, place, force=force, next_step=False
     )
-    output.say(
-        f"\nEverything is in {out} ({(perf_counter() - started) / 60:.1f} minutes). Look at {run.directory.figures}."
-    )
+    output.say(f"\nEverything is in {out} ({duration(perf_counter() - started)}). Look at {run.directory.figures}.")
     output.result({"training": trained, "spectrum": measured})

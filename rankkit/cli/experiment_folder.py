@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from rankkit.studies.experiments.experiment import Experiment
 
-__all__ = ["check_folder", "duration", "seeds_text", "write_results", "write_values"]
+__all__ = ["check_folder", "write_results", "write_values"]
 
 DECLARATION: Final = "experiment.toml"  # the copy beside the results, and what makes a folder ours to replace
 
@@ -63,13 +63,3 @@ def write_values(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         writer = csv.DictWriter(file, fieldnames=list(table[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(table)
-
-
-def seeds_text(count: int) -> str:
-    """`1 seed` or `3 seeds`."""
-    return "1 seed" if count == 1 else f"{count} seeds"
-
-
-def duration(seconds: float) -> str:
-    """In minutes, or in seconds below one."""
-    return f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"

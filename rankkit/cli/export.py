@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from rankkit.cli.console import Output, command_line, common_options, examples, guarded
+from rankkit.cli.console import Output, command_line, common_options, counted, examples, guarded
 
 if TYPE_CHECKING:
     from rankkit.store.tables.export import Exported, TableFormat
@@ -99,7 +99,9 @@ def command(
         )
     if found.left_out:
         output.note(f"left out: baselines {', '.join(found.left_out)}. Add --baselines to have them too.")
-    output.say(f"{place}: {found.rows:,} rows of {len(found.columns)} columns, {found.size / 2**20:.1f} MiB")
+    output.say(
+        f"{place}: {counted(found.rows, 'row')} of {counted(len(found.columns), 'column')}, {found.size / 2**20:.1f} MiB"
+    )
     output.result(_as_dict(found, file=path, to=to, table=table))
 
 
@@ -124,11 +126,11 @@ def _export_model(
         path.parent, out, arm=path.name, seed=seed, step=step, command=command_line(without=("--force",)), force=force
     )
     output.say(
-        f"{found.folder}: {found.architecture}, {found.parameters:,} weights of {found.run}, {found.arm}, "
+        f"{found.folder}: {found.architecture}, {counted(found.parameters, 'weight')} of {found.run}, {found.arm}, "
         f"seed {found.seed}, step {found.step}"
     )
     output.say(
-        f"logits on {found.compared_tokens:,} held-out tokens: within {found.logits_difference:.1e} of the largest"
+        f"logits on {counted(found.compared_tokens, 'held-out token')}: within {found.logits_difference:.1e} of the largest"
     )
     if found.tokenizer != "yes":
         output.note(f"tokenizer: {found.tokenizer}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rankkit.cli.console import Output, new_table
+from rankkit.cli.console import Output, counted, new_table
 from rankkit.statistics import Interval
 from rankkit.studies.functional import CUTS, THRESHOLD, CutRow, FunctionalRank, Scope
 
@@ -129,8 +129,8 @@ def _explanations(found: FunctionalRank, threshold: float) -> list[str]:
         "   Rows are not normalised again, and everything else runs as before.",
         "k: leading singular triplets kept. A re-masked matrix may have a higher rank, and a row's weights still depend on",
         f"   later rows through the singular vectors. k = {found.sequence_length} cuts nothing: what is left is rounding.",
-        f"{', '.join(names)}: loss with the cut minus loss without it, over the same {len(found.documents)} sequences, "
-        f"prefix {found.prefix_length}.",
+        f"{', '.join(names)}: loss with the cut minus loss without it, over the same "
+        f"{counted(len(found.documents), 'sequence')}, prefix {found.prefix_length}.",
     ]
     if found.pair:
         lines += [

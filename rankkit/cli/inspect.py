@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rankkit.cli.comparison_table import show_comparison
-from rankkit.cli.console import FAILED, Output, common_options, examples, guarded, visible
+from rankkit.cli.console import FAILED, Output, common_options, counted, examples, guarded, visible
 
 if TYPE_CHECKING:
     from rankkit.store import ComparisonDescription, FileDescription, GroupDescription
@@ -39,7 +39,9 @@ def command(output: Output, target: str, verify: bool) -> None:
         output.say(f"checked {checks}")
         for problem in problems:
             output.say(f"PROBLEM {problem}")
-        output.say(f"{target}: {'whole and consistent' if not problems else f'{len(problems)} problems'}")
+        output.say(f"{target}: {counted(len(problems), 'problem') if problems else 'whole and consistent'}")
+    else:
+        output.say(f"{target}: not verified; --verify does it")
     output.result({**found, "verified": verify, "checked": checks if verify else None, "problems": problems})
     if problems:
         raise click.exceptions.Exit(FAILED)
@@ -58,8 +60,9 @@ def _inspect_run(path: Path, output: Output, verify: bool) -> tuple[dict[str, An
     model = config.base.model
     output.say(f"run {path}, made {run.facts['created']} by: {run.facts['command']}")
     output.say(
-        f"{model.num_layers} layers, d_model {model.d_model}, {model.num_heads} heads of {model.head_dim}, "
-        f"n = {model.sequence_length}, {model.parameters:,} parameters, {config.base.train.steps} steps"
+        f"{counted(model.num_layers, 'layer')}, d_model {model.d_model}, {counted(model.num_heads, 'head')} of "
+        f"{model.head_dim}, n = {model.sequence_length}, {counted(model.parameters, 'parameter')}, "
+        f"{counted(config.base.train.steps, 'step')}"
     )
     if config.initial is not None:
         output.say(initial_note(config.initial))
@@ -67,7 +70,7 @@ def _inspect_run(path: Path, output: Output, verify: bool) -> tuple[dict[str, An
     for name, state in units.items():
         output.say(f"  {name}: {state}")
     checkpoints = sum(len(run.directory.checkpoint_steps(*unit)) for unit in config.units)
-    checks = f"tokens, certificate, and {checkpoints:,} checkpoints of {len(config.units):,} units"
+    checks = f"tokens, certificate, and {counted(checkpoints, 'checkpoint')} of {counted(len(config.units), 'unit')}"
     checks += f", and {run.directory.spectrum.name}" if run.directory.spectrum.is_file() else ""
     initial = None if config.initial is None else to_table(config.initial)
     return {"run": str(path), "initial": initial, **arms, "units": units}, checks, verify_run(run) if verify else []
@@ -124,8 +127,8 @@ def _checks(description: FileDescription) -> str:
         whole = sum(group.statuses.get(status, 0) for status in ("ok", "degenerate"))
         again += whole * sum(name in MEASURES and MEASURES[name].needs == "singular_values" for name in group.measures)
     return (
-        f"every checksum, {matrices:,} matrices and {values:,} values of measures, {again:,} of them computed again from "
-        "singular values"
+        f"every checksum, {counted(matrices, 'matrix')} and {counted(values, 'value')} of measures, {again:,} of them "
+        "computed again from singular values"
     )
 
 
@@ -166,8 +169,8 @@ def _show_group(group: GroupDescription, output: Output, *, known_rule: object =
     used = ", ".join(f"{count:,} by {method}" for method, count in group.methods.items())
     states = ", ".join(f"{count:,} {status}" for status, count in group.statuses.items())
     output.say(
-        f"  {group.matrices:,} matrices ({used}; {states}); of the singular values {group.resolved_fraction:.1%} lie "
-        f"above the arithmetic floor, {group.resolved_model_fraction:.1%} above the model floor"
+        f"  {counted(group.matrices, 'matrix')} ({used}; {states}); of the singular values {group.resolved_fraction:.1%} "
+        f"lie above the arithmetic floor, {group.resolved_model_fraction:.1%} above the model floor"
     )
     if not group.rows_sum_to_one:
         output.say("  rows need not sum to 1: these are not attention")

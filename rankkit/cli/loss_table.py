@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rankkit.cli.console import Output, new_table
+from rankkit.cli.console import Output, counted, new_table
 from rankkit.studies.certificate import declared_fields
 from rankkit.studies.losses import LossComparison, PairDifference, verdict
 
@@ -54,8 +54,8 @@ def _cost_table(comparison: LossComparison) -> Table:
 def _loss_table(comparison: LossComparison, task: str) -> Table:
     where = f"prefix {comparison.prefix_length}" if task == "suffix" else "every predicted token hidden"
     title = (
-        f"{task} loss in nats per token: {comparison.sequences} held-out sequences of {comparison.documents} documents, "
-        f"{where}"
+        f"{task} loss in nats per token: {counted(comparison.sequences, 'held-out sequence')} of "
+        f"{counted(comparison.documents, 'document')}, {where}"
     )
     quarters = ("1st quarter", "2nd", "3rd", "4th of the suffix" if task == "suffix" else "4th")
     table = new_table(title, ("arm", "seeds", "loss", "standard error", "uniform attention", *quarters))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from rankkit.cli.console import INTERRUPTED, Output, command_line
+from rankkit.cli.console import INTERRUPTED, Output, command_line, counted, duration
 
 if TYPE_CHECKING:
     from rankkit.studies.measuring.config import MeasureConfig
@@ -40,10 +40,12 @@ def show_plan(source: Source, config: MeasureConfig, output: Output) -> None:
     for region, (method, rule) in plan.methods.items():
         output.say(f"  {region}: {' x '.join(map(str, plan.shape(region)))}, {method} ({rule})")
     if cuts is not None:
-        output.say(f"functional rank: {cuts.passes:,} forward passes, {cuts.decompositions:,} matrices decomposed")
+        output.say(
+            f"functional rank: {counted(cuts.passes, 'forward pass')}, {counted(cuts.decompositions, 'matrix')} decomposed"
+        )
     if kept:
         output.say(f"kept: {_size(kept)} before compression, of at most {_size(config.keep_limit)}")
-    output.say(f"time: about {_duration(seconds)} (from a little of the work done now)")
+    output.say(f"time: about {duration(seconds)} (from a little of the work done now)")
     output.result(
         {
             "matrices": plan.matrices,
@@ -72,10 +74,6 @@ def _expected_seconds(source: Source, config: MeasureConfig, plan: Plan) -> floa
     if cuts is not None and isinstance(source, RunSource):
         of_cuts = functional_sweep.expected_seconds(source.run, cuts, workers=config.workers)
     return expected_seconds(plan, config) + of_cuts
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.1f} minutes" if seconds >= 30 else f"{seconds:.0f} seconds"
 
 
 def _size(count: int) -> str:
@@ -115,20 +113,20 @@ def measure_and_report(
     check_kept(plan, config)
     _warn_of_length(source, plan, output)
     _note_agreement(plan, output)
-    output.note(f"{plan.matrices:,} matrices, about {_duration(_expected_seconds(source, config, plan))}")
+    output.note(f"{counted(plan.matrices, 'matrix')}, about {duration(_expected_seconds(source, config, plan))}")
     if kept := kept_bytes(plan, config):
         output.note(f"keeping {_size(kept)} before compression")
     started = perf_counter()
     found = _measured(source, config, path, plan, output, device, force=force, resume=resume)
     elapsed = perf_counter() - started
     if found.resumed:
-        output.note(f"{found.resumed:,} finished slabs were taken over")
+        output.note(f"finished slabs taken over: {found.resumed:,}")
     if found.damaged:
-        output.note(f"warning: {found.damaged:,} finished slabs were damaged and computed again. Check the disk.")
+        output.note(f"warning: finished slabs that were damaged and computed again: {found.damaged:,}. Check the disk.")
     shown = _show(found, path, output)
     figures = _figures(found, path)
     peak = _peak_bytes() / 2**20
-    output.say(f"\n{plan.matrices:,} matrices in {elapsed:.0f} s, peak memory {peak:.0f} MiB")
+    output.say(f"\n{counted(plan.matrices, 'matrix')} in {elapsed:.0f} s, peak memory {peak:.0f} MiB")
     output.say(f"file: {path}")
     if pictures := [figure for figure in figures if figure.suffix == ".png"]:
         output.say(f"figures: {len(pictures)} in {figures_folder(path)}, such as {pictures[0].name}")
@@ -204,7 +202,7 @@ def _show(found: Measured, path: Path, output: Output) -> dict[str, Any]:
     output.say(_setting(found))
     models = _show_models(found, path, headline, output)
     if split is None:
-        if not models:
+        if len(found.plan.arms) > 1 and not _of_models(found):
             output.say(f"No gap to split: {_why_no_gap(found)}.")
     else:
         show_decomposition(split, headline, output)
@@ -227,13 +225,13 @@ def _show(found: Measured, path: Path, output: Output) -> dict[str, Any]:
 
 
 def _show_models(found: Measured, path: Path, headline: str, output: Output) -> dict[str, Any]:
-    """A table for each group of a model, which has no partner; the same as plain values."""
+    """A table for each group where no gap was split, as of a model, which has no partner; the same as plain values."""
     from rankkit.cli.model_table import show_side, show_steps, side_as_dict
     from rankkit.studies.compared_side import SEPARATOR, read_side
 
     shown = {}
     for arm in found.plan.arms:
-        if SWAPPED_MASK in arm.attributes:
+        if found.decomposition is None or SWAPPED_MASK in arm.attributes:
             name = f"{path}{SEPARATOR}{arm.name}"
             sides = [read_side(name, step=step) for step in found.plan.steps]
             if headline in sides[-1].values:
@@ -241,6 +239,11 @@ def _show_models(found: Measured, path: Path, headline: str, output: Output) -> 
                 show_steps(sides, headline, output)
             shown[arm.name] = {str(side.step): side_as_dict(side) for side in sides}
     return shown
+
+
+def _of_models(found: Measured) -> bool:
+    """Whether the groups are models, each by itself."""
+    return all(SWAPPED_MASK in arm.attributes for arm in found.plan.arms)
 
 
 def _headline(found: Measured) -> str:
@@ -263,10 +266,10 @@ def _why_no_gap(found: Measured) -> str:
 def _setting(found: Measured) -> str:
     """What the ranks below depend on, in a line."""
     plan = found.plan
-    of = "" if plan.documents is None else f" of {len(set(plan.documents.tolist()))} documents"
+    of = "" if plan.documents is None else f" of {counted(len(set(plan.documents.tolist())), 'document')}"
     steps = ", ".join(map(str, plan.steps))
     return (
-        f"n = {plan.sequence_length}, p = {plan.prefix_length}; {len(plan.sequences)} sequences{of}; "
+        f"n = {plan.sequence_length}, p = {plan.prefix_length}; {counted(len(plan.sequences), 'sequence')}{of}; "
         f"layers {_ranges(plan.layers)}, heads {_ranges(plan.heads)}; step {steps}\n"
     )
 
@@ -312,7 +315,7 @@ def _quality(path: Path, found: Measured) -> Iterator[str]:
             yield f"{group.name}: no {name.replace('_', ' ')} ({reason})"
     for arm, counts in _statuses(found).items():
         if counts["failed"] or counts["degenerate"]:
-            yield f"{arm}: {counts['failed']} matrices failed and {counts['degenerate']} are degenerate"
+            yield f"{arm}: of the matrices {counts['failed']:,} failed and {counts['degenerate']:,} are degenerate"
 
 
 def figures_folder(path: Path) -> Path:

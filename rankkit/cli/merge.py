@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rankkit.cli.console import INTERRUPTED, Output, common_options, examples, guarded
+from rankkit.cli.console import INTERRUPTED, Output, common_options, counted, examples, guarded
 
 if TYPE_CHECKING:
     from rankkit.studies.merging.merge import Merged
@@ -56,14 +56,13 @@ def _show(found: Merged, output: Output) -> None:
     """What was merged, and the next command."""
     for name, labels in found.groups.items():
         axes = "; ".join(f"{axis} {_in_words(values)}" for axis, values in labels.items())
-        output.say(f"/{name}: {found.matrices[name]:,} matrices; {axes}")
+        output.say(f"/{name}: {counted(found.matrices[name], 'matrix')}; {axes}")
     if found.compared is not None:
         output.say(f"/comparison: {' and '.join(found.compared)}, computed again")
     for arm in found.functional:
         output.say(f"/functional/{arm}")
     size = found.path.stat().st_size / 2**20
-    count = len(found.files)
-    output.say(f"file: {found.path}, {size:.1f} MiB, from {count} {'file' if count == 1 else 'files'}")
+    output.say(f"file: {found.path}, {size:.1f} MiB, from {counted(len(found.files), 'file')}")
     output.say(f"next: rankkit inspect {shlex.quote(str(found.path))} --verify")
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rankkit.cli.console import Output, new_table, visible
+from rankkit.cli.console import Output, counted, new_table, visible
 from rankkit.statistics import Interval
 
 if TYPE_CHECKING:
@@ -98,7 +98,8 @@ def side_labels(found: Comparison) -> tuple[str, str]:
 def _sides(found: Comparison, labels: tuple[str, str]) -> Iterator[str]:
     for label, side in zip(labels, found.sides, strict=True):
         yield f"{label} = {side.path}, group {visible(side.group)}, mask {visible(side.mask)}, step {side.step}."
-    yield f"gap = {labels[0]} - {labels[1]}, on the same {len(found.sides[0].lengths)} sequences; heads are averaged first."
+    sequences = counted(len(found.sides[0].lengths), "sequence")
+    yield f"gap = {labels[0]} - {labels[1]}, on the same {sequences}; heads are averaged first."
     if found.is_split:
         yield "mask effect = what changes when only the mask over the same Q and K changes."
         yield "learned effect = what changes when only Q and K change under the same mask; both averaged over the other."
@@ -114,11 +115,11 @@ def _notes(rows: Sequence[ComparedRow] | Sequence[SideRow]) -> Iterator[str]:
         yield f"± = half of the 95% interval ({min(kinds)})."
     else:
         yield "No intervals: that takes sequences of several documents, or several seeds."
-    matrices = sum(row.matrices for row in layers)
+    of_all = f"of {counted(sum(row.matrices for row in layers), 'matrix')}"
     if missing := sum(row.missing for row in layers):
-        yield f"{missing:,} of {matrices:,} matrices have no finite value of this measure and were left out."
+        yield f"{missing:,} {of_all} have no finite value of this measure and were left out."
     if estimated := sum(row.estimated for row in layers):
-        yield f"{estimated:,} of {matrices:,} matrices have a bracket instead of a value, whose middle enters the means."
+        yield f"{estimated:,} {of_all} have a bracket instead of a value, whose middle enters the means."
 
 
 def _own(row: ComparedRow | SideRow) -> Interval:

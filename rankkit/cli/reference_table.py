@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rankkit.cli.console import Output, new_table
+from rankkit.cli.console import Output, counted, new_table
 from rankkit.statistics import Interval, mean_interval
 from rankkit.studies.head_means import filled, mean_of_known
 
@@ -43,7 +43,7 @@ def show_baselines(path: Path, measure: str, output: Output) -> None:
         output.table(table)
     output.say("Means over trained layers, heads and sequences; ± = half of the 95% interval over seeds.")
     if missing:
-        output.say(f"{missing:,} matrices have no finite value and were left out.")
+        output.say(f"left out for want of a finite value: {counted(missing, 'matrix')}.")
     for name in names:
         output.say(f"{name} = {BASELINE_DEFINITIONS[name]}.")
 
@@ -87,7 +87,7 @@ def show_layer_outputs(path: Path, output: Output) -> None:
         table.add_row(str(layer), *own, *gaps)
     output.table(table)
     if missing := sum(int(np.isnan(values).sum()) for values in outputs.values()):
-        output.say(f"{missing:,} outputs could not be measured and were left out.")
+        output.say(f"left out, not having been measured: {counted(missing, 'output')}.")
     output.say(
         "Of sum_h A_h X W_V^h W_O^h, what a layer adds to the residual stream. It is not the rank of its heads:\n"
         "    heads of low rank may write into different directions."

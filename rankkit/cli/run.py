@@ -15,12 +15,14 @@ from rankkit.cli.console import (
     INTERRUPTED,
     Output,
     common_options,
+    counted,
     device_option,
+    duration,
     examples,
     guarded,
     new_table,
 )
-from rankkit.cli.experiment_folder import check_folder, duration, seeds_text, write_results, write_values
+from rankkit.cli.experiment_folder import check_folder, write_results, write_values
 from rankkit.cli.trained_experiment import run_trained
 
 if TYPE_CHECKING:
@@ -97,7 +99,7 @@ def _random_logits(
         return
     check_folder(folder, force=force)
     output.note(
-        f"{experiment.title}: {config.total:,} matrices, about {duration(expected_seconds(config, device=device))}"
+        f"{experiment.title}: {counted(config.total, 'matrix')}, about {duration(expected_seconds(config, device=device))}"
     )
     started = perf_counter()
     try:
@@ -116,7 +118,7 @@ def _random_logits(
     _write(experiment, result, folder, found, device)
     _show_crossings(result, output)
     _show_findings(list(result.findings()), output)
-    output.say(f"{config.total:,} matrices in {duration(found['seconds'])}; everything is in {folder}")
+    output.say(f"{counted(config.total, 'matrix')} in {duration(found['seconds'])}; everything is in {folder}")
     output.result({"folder": str(folder), **found})
 
 
@@ -148,7 +150,7 @@ def _show_crossings(result: RandomLogits, output: Output) -> None:
             cells.setdefault(crossing.measure, {})[size] = text
         output.say(
             f"Logit std above which {first} is below {second}, by n and head size, with its standard error (jackknife) "
-            f"over {seeds_text(len(result.config.seeds))}:"
+            f"over {counted(len(result.config.seeds), 'seed')}:"
         )
         table = new_table("", ("measure", *next(iter(cells.values()))))
         for measure, row in cells.items():
@@ -159,8 +161,8 @@ def _show_crossings(result: RandomLogits, output: Output) -> None:
 def _show_findings(findings: list[Finding], output: Output) -> None:
     """One line for every expectation, and a sentence for every one that was not met."""
     for (where, seeds, overall), group in groupby(findings, key=lambda f: (f.where, f.seeds, f.overall_seeds)):
-        more = () if seeds == overall else (seeds_text(overall),)
-        table = new_table(where, ("", "expected", seeds_text(seeds), "off by", "allowed", *more, "reproduced"))
+        more = () if seeds == overall else (counted(overall, "seed"),)
+        table = new_table(where, ("", "expected", counted(seeds, "seed"), "off by", "allowed", *more, "reproduced"))
         for finding in group:
             table.add_row(
                 finding.what,

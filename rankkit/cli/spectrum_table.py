@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rankkit.cli.console import Output, new_table
+from rankkit.cli.console import Output, counted, new_table
 from rankkit.statistics import Interval
 from rankkit.studies.decomposition import EFFECTS, Decomposition, Row
 from rankkit.studies.same_mask import PairsCalled, SameMask
@@ -135,7 +135,7 @@ def _help(found: Decomposition, measure: str, rows: Sequence[Row]) -> Iterable[s
     if any(row.order_matters for row in rows):
         yield "~ the interaction exceeds the smaller effect: there the split depends on the order of the factors."
     layers = [row for row in rows if row.layer is not None]
-    of_all = f"of {sum(row.matrices for row in layers):,} matrices"
+    of_all = f"of {counted(sum(row.matrices for row in layers), 'matrix')}"
     if missing := sum(row.missing for row in layers):
         yield (
             f"{missing:,} {of_all} have no finite value of this measure (failed, infinite, not defined) and were left "

@@ -13,7 +13,9 @@ from rankkit.cli.console import (
     Output,
     command_line,
     common_options,
+    counted,
     device_option,
+    duration,
     examples,
     guarded,
     integers,
@@ -181,8 +183,9 @@ def new_run(
         f"{len(tokens.train):,} training and {len(tokens.validation):,} validation tokens"
     )
     asked, n = run.config.base.train.evaluation_sequences, run.config.base.model.sequence_length
-    if len(tokens.validation) // n < asked:
-        output.note(f"evaluation: {asked} sequences asked for, {len(tokens.validation) // n} fit the held-out tokens")
+    fitting = len(tokens.validation) // n
+    if fitting < asked:
+        output.note(f"evaluation: {counted(asked, 'sequence')} asked for, room in the held-out tokens for {fitting}")
     if run.config.initial is not None:
         output.note(initial_note(run.config.initial))
     return run
@@ -192,7 +195,7 @@ def initial_note(initial: InitialWeights) -> str:
     """What a run goes on from, and what it does not take over."""
     text = "" if initial.same_text else ", on other text, which this run's held-out text may have been among"
     return (
-        f"every arm begins with the weights of {initial.source}, trained on {initial.batches:,} batches{text}; its "
+        f"every arm begins with the weights of {initial.source}, trained on {counted(initial.batches, 'batch')}{text}; its "
         "optimizer starts fresh, and the table counts tokens from here"
     )
 
@@ -222,7 +225,7 @@ def train_and_report(
     if not complete:
         left = ", ".join(f"{arm} seed {seed}" for arm, seed in run.unfinished)
         output.say(
-            f"Shard {shard[0]}/{shard[1]} ({len(shard_of(run.config.units, shard))} units) is done; left: {left}."
+            f"Shard {shard[0]}/{shard[1]} ({counted(len(shard_of(run.config.units, shard)), 'unit')}) is done; left: {left}."
         )
         output.say(f"Bring the other shards' folders into {path}, then: {resume}")
         return {"run": str(path), "complete": False, "unfinished": [list(unit) for unit in run.unfinished]}
@@ -260,10 +263,11 @@ def _show_plan(config: RunConfig, output: Output, device: Any, workers: int | No
         if plan.smallest_difference == plan.smallest_difference
         else "none: one seed gives no verdict"
     )
+    product = f"{counted(len(config.arms), 'arm')} x {counted(len(config.seeds), 'seed')}"
     lines = {
-        "units": f"{plan.units} ({len(config.arms)} arms x {len(config.seeds)} seeds), {plan.workers} side by side",
-        "each": f"{plan.parameters:,} parameters, {plan.steps:,} steps, {plan.tokens:,} tokens",
-        "time": f"about {plan.seconds / 60:.0f} minutes on {device} (from one timed step)",
+        "units": f"{plan.units} ({product}), {plan.workers} side by side",
+        "each": f"{counted(plan.parameters, 'parameter')}, {counted(plan.steps, 'step')}, {counted(plan.tokens, 'token')}",
+        "time": f"about {duration(plan.seconds)} on {device} (from one timed step)",
         "memory": f"about {plan.memory_bytes / 2**30:.1f} GiB",
         "disk": f"about {plan.disk_bytes / 2**30:.2f} GiB",
         "smallest resolvable difference": resolvable,

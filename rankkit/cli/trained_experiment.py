@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from rankkit.cli.console import INTERRUPTED, Output, command_line, new_table
-from rankkit.cli.experiment_folder import check_folder, duration, write_results, write_values
+from rankkit.cli.console import INTERRUPTED, Output, command_line, counted, duration, new_table
+from rankkit.cli.experiment_folder import check_folder, write_results, write_values
 
 if TYPE_CHECKING:
     import torch
@@ -123,7 +123,7 @@ def _show_plan(experiment: Experiment, study: Study, output: Output, device: tor
     for line in found.resolvable:
         output.say(line)
     output.say(
-        f"training: about {found.seconds / 60:.0f} minutes on {device} from one timed step of every run; declared cost of "
-        f"everything: {study.config.cost:.0f} CPU minutes"
+        f"training: about {duration(found.seconds)} on {device} from one timed step of every run; declared cost of "
+        f"everything: {counted(round(study.config.cost), 'CPU minute')}"
     )
     output.result(found.as_dict())

@@ -12,7 +12,7 @@ import click
 import pytest
 from rich.console import Console
 
-from rankkit.cli.console import Output, integers, names, plain
+from rankkit.cli.console import Output, counted, duration, integers, names, plain
 
 
 @dataclass(frozen=True)
@@ -64,3 +64,26 @@ def test_numbers_are_read_singly_and_by_range_each_once() -> None:
 def test_what_is_no_list_of_numbers_is_refused(text: str) -> None:
     with pytest.raises(click.BadParameter, match=r"must be numbers such as 0,2,5-8, got '.*'"):
         integers(text, "--layers")
+
+
+@pytest.mark.parametrize(
+    ("count", "noun", "text"),
+    [
+        (0, "seed", "0 seeds"), (1, "seed", "1 seed"), (2, "held-out token", "2 held-out tokens"),
+        (1, "matrix", "1 matrix"), (1024, "matrix", "1,024 matrices"), (2, "forward pass", "2 forward passes"),
+        (3, "batch", "3 batches"),
+    ],
+)  # fmt: skip
+def test_one_of_a_thing_is_not_several(count: int, noun: str, text: str) -> None:
+    assert counted(count, noun) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0, "1 second"), (1.4, "1 second"), (59.4, "59 seconds"), (59.6, "1 minute"), (61.0, "1 minute"),
+        (66.0, "1.1 minutes"), (600.0, "10 minutes"),
+    ],
+)  # fmt: skip
+def test_a_duration_is_in_minutes_or_in_seconds_and_never_none(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

@@ -73,6 +73,7 @@ def test_a_file_is_described_with_all_that_it_holds(file: Path) -> None:
     for arm in PAIR:
         assert f"/functional/{arm}: loss when attention is cut to its leading singular triplets" in lines
     assert not any(line.startswith("checked") for line in lines)
+    assert lines[-1] == f"{file}: not verified; --verify does it"
 
 
 def test_the_same_as_one_json_object(file: Path) -> None:
@@ -125,7 +126,7 @@ def test_a_changed_number_is_named_and_exits_with_one(file: Path, tmp_path: Path
     assert result.exit_code == 1
     (problem,) = [line for line in result.stdout.splitlines() if line.startswith("PROBLEM ")]
     assert "effective_rank must be what its singular values give" in problem
-    assert result.stdout.splitlines()[-1] == f"{copy}: 1 problems"
+    assert result.stdout.splitlines()[-1] == f"{copy}: 1 problem"
 
 
 def test_a_file_of_the_first_schema_is_described_without_what_it_does_not_say(tmp_path: Path) -> None:

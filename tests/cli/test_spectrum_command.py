@@ -344,7 +344,7 @@ def test_an_interruption_says_what_is_kept_and_how_to_go_on_and_exits_with_130(
     monkeypatch.setattr("sys.argv", ["rankkit", "spectrum", "RUN", *map(str, options), "--resume"])
     finished = invoke(run, *options, "--resume")
     assert finished.exit_code == 0, finished.output
-    assert "2 finished slabs were taken over" in finished.stderr
+    assert "finished slabs taken over: 2" in finished.stderr
     assert read_root(tmp_path / "s.h5").command == f"rankkit spectrum RUN {shlex.join(map(str, options))}"
 
 
