@@ -42,6 +42,8 @@ def command(output: Output, files: tuple[Path, ...], out: Path, force: bool) -> 
     from rankkit.studies.measuring.plan import MeasurementInterruptedError
     from rankkit.studies.merging.merge import merge
 
+    if len(files) == 1:
+        output.note("only one file was given: the result will hold what it holds.")
     try:
         with interruption() as request, output.progress(1) as advance:
             found = merge(files, out, force=force, on_progress=advance, stop=request)

@@ -76,6 +76,13 @@ def test_pandas_reads_the_numbers_of_the_file_from_csv(rich: Path, tmp_path: Pat
         assert_equal_bits(frame[name], values)
 
 
+def test_baselines_of_a_file_without_any_are_refused_by_name(small: Path, tmp_path: Path) -> None:
+    result = invoke(small, "--to", "csv", "--baselines", "--out", tmp_path / "a.csv")
+    assert result.exit_code == 1
+    assert f"{small} must hold baselines for --baselines, got none." in result.stderr
+    assert not (tmp_path / "a.csv").exists()
+
+
 @pytest.mark.parametrize("table", ["matrices", "layer_outputs", "comparison", "functional"])
 def test_pyarrow_reads_the_numbers_of_the_file_from_parquet(rich: Path, tmp_path: Path, table: str) -> None:
     result = invoke(rich, "--to", "parquet", "--table", table, "--baselines", "--out", tmp_path / "a.parquet")

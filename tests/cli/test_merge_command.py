@@ -78,6 +78,23 @@ def test_files_that_do_not_match_are_one_line_and_exit_with_one(parts: list[Path
     assert [entry.name for entry in tmp_path.iterdir()] == ["copy.h5"]
 
 
+def test_a_missing_file_is_named_before_a_result_that_exists(parts: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out.h5"
+    out.write_text("mine")
+    (line,) = invoke(parts[0], tmp_path / "none.h5", "--out", out).stderr.splitlines()
+    assert "none.h5" in line
+    (line,) = invoke(*parts, "--out", out).stderr.splitlines()
+    assert f"{out} must not exist" in line
+    assert out.read_text() == "mine"
+
+
+def test_a_single_file_is_remarked_on(parts: list[Path], tmp_path: Path) -> None:
+    result = invoke(parts[0], "--out", tmp_path / "out.h5")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == "only one file was given: the result will hold what it holds.\n"
+    assert invoke(parts[0], "--out", tmp_path / "other.h5", "--quiet").stderr == ""
+
+
 @pytest.mark.parametrize("arguments", [("--out", "out.h5"), ("one.h5",), ("one.h5", "one.h5", "--out", "out.h5")])
 def test_wrong_usage_exits_with_two(arguments: tuple[str, ...]) -> None:
     assert invoke(*arguments).exit_code == 2

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from rankkit.errors import ConfigurationError, SpectrumFileError
 from rankkit.store.door.hdf5 import DEFAULT_LIMIT, attributes_of, h5py, opened
+from rankkit.store.groups.tree import measure_groups
 from rankkit.store.layout import Attribute
+from rankkit.store.names import baseline_of
 from rankkit.store.schema import AXIS_VARIABLES
 from rankkit.store.tables.parts import Part
 from rankkit.store.tables.rows import COLUMNS, TABLES
@@ -89,7 +91,8 @@ def tidy_table(
 
     Raises:
         ConfigurationError: there is no such table, or the selection names what the file does not hold, or leaves nothing.
-        SpectrumFileError: the file is missing, damaged, foreign, newer or hostile, or does not hold this table.
+        SpectrumFileError: the file is missing, damaged, foreign, newer or hostile, or does not hold this table, or no
+            baselines where they are asked for.
     """
     if table not in TABLES:
         raise ConfigurationError(f"table must be one of {', '.join(TABLES)}, got {table!r}. Choose one of them.")
@@ -98,6 +101,8 @@ def tidy_table(
         parts, quantities = TABLES[table](file)
         if not parts:
             raise SpectrumFileError(f"{path} must hold the table {table}, got none. Choose another table or file.")
+        if baselines:
+            _check_baselines(path, file)
         left_out = [] if baselines or "baseline" in selection.choices else _baselines(parts)
         parts = [part for part in parts if part.constants.get("baseline") not in left_out]
         selection.check(_labels(parts))
@@ -110,6 +115,14 @@ def tidy_table(
             attributes=_attributes(file, chosen),
             left_out=tuple(left_out),
             parts=chosen,
+        )
+
+
+def _check_baselines(path: str | Path, file: h5py.File) -> None:
+    """Refuse to be asked for baselines where there are none."""
+    if all(baseline_of(name) is None for name in measure_groups(file)):
+        raise SpectrumFileError(
+            f"{path} must hold baselines for --baselines, got none. Leave it out, or measure again with --baselines."
         )
 
 

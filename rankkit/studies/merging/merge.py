@@ -23,6 +23,7 @@ from rankkit.axes import SPECTRUM_AXES
 from rankkit.errors import ConfigurationError, SpectrumFileError
 from rankkit.files import check_output_file
 from rankkit.store import SpectrumWriter, verify
+from rankkit.store.door.hdf5 import opened
 from rankkit.store.names import arm_of, baseline_of
 from rankkit.studies.arm_values import write_comparison
 from rankkit.studies.measuring.plan import MeasurementInterruptedError
@@ -124,6 +125,9 @@ def merge(
     """
     out = Path(out)
     files = _chosen([Path(path) for path in paths], out)
+    for path in files:
+        with opened(path):
+            pass  # what is no spectrum file is said before the name of the result, and before hours of reading
     check_output_file(out, force=force)
     sizes = [path.stat().st_size if path.is_file() else 0 for path in files]
     teller = _Teller(max(1, sum(sizes)), on_progress, stop)
