@@ -17,6 +17,7 @@ from rankkit.statistics import (
     detectable_over_seeds,
     detectable_within_seeds,
     partial_correlation,
+    permutation_p_value,
 )
 
 Array = NDArray[np.float64]
@@ -142,10 +143,42 @@ def test_what_all_seeds_share_is_held_still_within_each() -> None:
     assert correlation_within_seeds(x + 3 * causes.sum(axis=0), y - 3 * causes.sum(axis=0)).upper < 0
 
 
-def test_a_perfect_correlation_has_an_interval_that_ends() -> None:
+def test_seeds_that_all_correlate_perfectly_have_no_spread_and_no_interval() -> None:
     steps = np.tile(np.arange(6.0), (3, 1))
     found = correlation_within_seeds(steps, -steps)
-    assert (found.mean, found.lower, found.upper) == pytest.approx((-1, -1, -1))
+    assert found.mean == pytest.approx(-1)
+    assert math.isnan(found.lower)
+    assert math.isnan(correlation_over_seeds(np.ones(6), np.arange(6.0)).lower)
+
+
+@pytest.mark.parametrize("method", ["pearson", "spearman"])
+def test_the_permutation_test_is_scipys(method: str) -> None:
+    x, y = normal(14, 2, 7)
+    first, second = (stats.rankdata(x), stats.rankdata(y)) if method == "spearman" else (x, y)
+    expected = stats.permutation_test(
+        (first,), lambda dealt: abs(np.corrcoef(dealt, second)[0, 1]), permutation_type="pairings", n_resamples=np.inf,
+        alternative="greater",
+    )  # fmt: skip
+    found = permutation_p_value(x, y, method=method)  # type: ignore[arg-type]
+    assert found == pytest.approx(expected.pvalue, abs=1e-3)
+
+
+@pytest.mark.parametrize(("points", "controls"), [(6, 0), (8, 2), (12, 2)])
+def test_the_permutation_test_calls_what_is_not_linked_in_5_of_100_cases(points: int, controls: int) -> None:
+    random, called = np.random.default_rng(15), 0
+    trials = 300 if points < 8 else 100
+    for _ in range(trials):
+        causes = random.normal(size=(controls, points))
+        x, y = random.normal(size=(2, points)) + 2 * causes.sum(axis=0)
+        called += permutation_p_value(x, y, causes) <= 0.05
+    assert called <= 0.08 * trials
+    causes = random.normal(size=(controls, points))
+    x = random.normal(size=points)
+    assert permutation_p_value(x, x + causes.sum(axis=0) + 0.01 * random.normal(size=points), causes) < 0.01
+
+
+def test_nothing_is_permuted_where_there_is_no_correlation() -> None:
+    assert math.isnan(permutation_p_value(np.ones(6), np.arange(6.0)))
 
 
 def test_seeds_without_a_correlation_are_not_counted() -> None:

@@ -7,7 +7,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -21,6 +21,7 @@ from rankkit.statistics import (
     documents_needed,
     holm,
     mean_interval,
+    mean_p_value,
     standard_error,
 )
 
@@ -44,6 +45,7 @@ def test_standard_error_of_fewer_than_two_values_is_nan(values: list[float]) -> 
 @settings(max_examples=30)
 @given(numbers)
 def test_mean_interval_is_the_paired_t_interval_of_scipy(differences: list[float]) -> None:
+    assume(np.std(differences) > 1e-9 * np.abs(differences).max())  # others are the next test
     found = mean_interval(differences)
     degrees, error = len(differences) - 1, stats.sem(differences)
     half = float(stats.t.ppf(0.975, degrees) * error)
@@ -51,6 +53,27 @@ def test_mean_interval_is_the_paired_t_interval_of_scipy(differences: list[float
     assert found.half_width == pytest.approx(half, rel=1e-9, abs=1e-9)
     assert found.upper - found.mean == pytest.approx(found.mean - found.lower, rel=1e-6, abs=1e-9)
     assert (found.count, found.kind) == (len(differences), "paired t over seeds")
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -64.0, 1e10])
+def test_values_without_spread_have_no_interval_and_no_p_value(value: float) -> None:
+    for values in ([value] * 3, [value, value * (1 + 2e-16), value]):
+        found = mean_interval(values)
+        assert found.mean == pytest.approx(value)
+        assert math.isnan(found.lower)
+        assert math.isnan(found.upper)
+        assert not found.resolved
+        assert math.isnan(mean_p_value(values))
+
+
+def test_the_p_value_is_that_of_the_interval_however_wide() -> None:
+    for number in range(200):
+        values = np.random.default_rng(number).normal(1.0, 1.0, size=4)
+        assert mean_p_value(values) == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+        widened = mean_interval(values).widened(0.3, "by 0.3")
+        assert (mean_p_value(values, error=0.3) < 0.05) == widened.resolved
+    assert mean_p_value([1.0, 1.1], error=2.0) == 1
+    assert math.isnan(mean_p_value([1.0, 1.1], error=math.nan))
 
 
 def test_mean_interval_of_1_2_3_is_the_one_in_every_textbook() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TypeAlias
 
@@ -143,7 +144,8 @@ def draw_trained(result: TrainedResult, folder: Path) -> list[Path]:
             mark = ClaimMark(
                 label=verdict.claim, outcome=str(verdict.outcome), found_as=verdict.found_as,
                 mean=verdict.interval.mean, lower=verdict.interval.lower, upper=verdict.interval.upper,
-                detectable=verdict.detectable, control=verdict.same_mask,
+                detectable=verdict.detectable,
+                control=verdict.same_mask if verdict.correlation is None else math.nan,  # of another scale
             )  # fmt: skip
             marks[verdict.of] = (*marks.get(verdict.of, ()), mark)
     if marks:

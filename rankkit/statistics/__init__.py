@@ -9,7 +9,9 @@ from rankkit.statistics.correlations import (
     correlations_by_seed,
     detectable_over_seeds,
     detectable_within_seeds,
+    fisher_z,
     partial_correlation,
+    permutation_p_value,
 )
 from rankkit.statistics.intervals import (
     CONFIDENCE,
@@ -23,6 +25,7 @@ from rankkit.statistics.intervals import (
     documents_needed,
     holm,
     mean_interval,
+    mean_p_value,
     standard_error,
 )
 from rankkit.statistics.power import POWER, minimum_detectable_effect, seeds_needed, smallest_resolvable_difference
@@ -44,10 +47,13 @@ __all__ = [
     "detectable_over_seeds",
     "detectable_within_seeds",
     "documents_needed",
+    "fisher_z",
     "holm",
     "mean_interval",
+    "mean_p_value",
     "minimum_detectable_effect",
     "partial_correlation",
+    "permutation_p_value",
     "seeds_needed",
     "smallest_resolvable_difference",
     "standard_error",

@@ -6,6 +6,8 @@ correlated within each seed, which gives one number per seed, and only seeds are
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from typing import Final, Literal, TypeAlias
 
@@ -22,7 +24,9 @@ __all__ = [
     "correlations_by_seed",
     "detectable_over_seeds",
     "detectable_within_seeds",
+    "fisher_z",
     "partial_correlation",
+    "permutation_p_value",
 ]
 
 Array: TypeAlias = NDArray[np.float64]
@@ -30,6 +34,7 @@ Method: TypeAlias = Literal["pearson", "spearman"]
 """Of the values themselves, or of their ranks."""
 
 _LARGEST: Final = 1 - 1e-12  # of |r|: all that rounding leaves of a perfect correlation, whose z would be infinite
+_LISTED: Final = 8  # points whose orders, 40320, are all taken
 _SAME: Final = 1e-12  # of the spread before controls were removed: what is left below it is rounding
 
 
@@ -99,7 +104,7 @@ def correlation_over_seeds(
     found = partial_correlation(x, y, controls, method=method)
     seeds = np.asarray(x).size
     error = _fisher_error(seeds, len(np.asarray(controls)), found if method == "spearman" else 0.0)
-    z, half = _fisher(found), _normal((1 + CONFIDENCE) / 2) * error
+    z, half = fisher_z(found), _normal((1 + CONFIDENCE) / 2) * error
     return Interval(
         mean=found,
         lower=math.tanh(z - half),
@@ -107,6 +112,55 @@ def correlation_over_seeds(
         count=seeds,
         kind="Fisher's z, seeds as points",
     )
+
+
+def permutation_p_value(
+    x: ArrayLike, y: ArrayLike, controls: ArrayLike = (), *, method: Method = "pearson", seed: int = 0
+) -> float:
+    """How often a partial correlation is as far from 0 as the one found, when what controls leave of y is dealt anew.
+
+    Every order of up to eight points, the one found among them, or 9999 random orders and the one found. Assumes only that
+    points are exchangeable, exactly without controls and nearly so with them.
+
+    Args:
+        x: "point".
+        y: "point".
+        controls: "control point".
+        method: as in `partial_correlation`.
+        seed: of the random orders.
+
+    Returns:
+        Two-sided, in (0, 1]; nan where there is no correlation.
+
+    Source: Freedman and Lane (1983), a nonstochastic interpretation of reported significance levels.
+    """
+    if math.isnan(partial_correlation(x, y, controls, method=method)):
+        return math.nan
+    held = np.asarray(controls, dtype=np.float64)
+    pair = np.stack([np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)])
+    table = np.concatenate([pair, held.reshape(-1, pair.shape[1])])
+    if method == "spearman":
+        from scipy.stats import rankdata
+
+        table = rankdata(table, axis=1)
+    table = table - table.mean(axis=1, keepdims=True)
+    span, sizes, _ = np.linalg.svd(table[2:].T, full_matrices=False)
+    basis = span[:, sizes > _SAME * sizes.max(initial=0.0)]
+    first, second = table[:2] - (table[:2] @ basis) @ basis.T
+    dealt = second[_orders(second.size, seed)]
+    left = dealt - (dealt @ basis) @ basis.T
+    lengths = np.linalg.norm(left, axis=1)
+    found = np.abs(left @ first) / np.where(lengths > _SAME * lengths.max(), lengths, np.inf)
+    return float((found >= found[0] * (1 - _SAME)).mean())
+
+
+@functools.cache
+def _orders(points: int, seed: int) -> NDArray[np.intp]:
+    """All orders of points, or 9999 at random, "order point"; the first leaves them where they are."""
+    if points <= _LISTED:
+        return np.array(list(itertools.permutations(range(points))))
+    random = np.random.default_rng(seed)
+    return np.array([np.arange(points), *(random.permutation(points) for _ in range(9999))])
 
 
 def correlations_by_seed(x: ArrayLike, y: ArrayLike, controls: ArrayLike = (), *, method: Method = "pearson") -> Array:
@@ -172,10 +226,13 @@ def detectable_within_seeds(
 
 def _z(by_seed: Array) -> Array:
     """Fisher's z of every seed that has a correlation."""
-    return np.array([_fisher(value) for value in by_seed.tolist() if not math.isnan(value)])
+    return np.array([fisher_z(value) for value in by_seed.tolist() if not math.isnan(value)])
 
 
-def _fisher(correlation: float) -> float:
+def fisher_z(correlation: float, /) -> float:
+    """Fisher's z, atanh r, finite at 1 too; nan of nan."""
+    if math.isnan(correlation):
+        return math.nan
     return math.atanh(max(-_LARGEST, min(_LARGEST, correlation)))
 
 

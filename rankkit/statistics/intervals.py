@@ -24,6 +24,7 @@ __all__ = [
     "documents_needed",
     "holm",
     "mean_interval",
+    "mean_p_value",
     "standard_error",
 ]
 
@@ -36,6 +37,7 @@ LEVEL = 0.05
 FEWEST_BOOTSTRAPPED = 10
 """With fewer documents a percentile bootstrap is too narrow (2 / 3 / 5 documents: it covered 49 / 69 / 86%, measured), so
 a t interval over documents stands in."""
+SAME = 1e-13  # of the largest value: what rounding leaves of the spread of values that are the same
 BOOTSTRAP_RESAMPLES = 2000  # the 2.5% point then has a relative standard error of about 3%
 
 
@@ -117,14 +119,15 @@ def between_seeds(by_seed: ArrayLike, /) -> float:
 def mean_interval(differences: ArrayLike, /, *, kind: str = "paired t over seeds") -> Interval:
     """Paired t interval of the mean of one difference per seed.
 
-    mean +- t(0.975, count - 1) * SD / sqrt(count).
+    mean +- t(0.975, count - 1) * SD / sqrt(count). Values that are all the same say nothing of how others would vary: a
+    spread of 0, or of rounding alone, gives no interval.
 
     Args:
         differences: "seed", one paired difference for each seed.
         kind: what the interval is called.
 
     Returns:
-        The interval; bounds are nan for a single seed, which gives no interval.
+        The interval; bounds are nan for a single seed and for values without spread, which give no interval.
 
     Raises:
         ValueError: no differences.
@@ -134,11 +137,32 @@ def mean_interval(differences: ArrayLike, /, *, kind: str = "paired t over seeds
     array = np.asarray(differences, dtype=np.float64).ravel()
     if array.size == 0:
         raise ValueError("differences must hold at least one seed, got none. Train a seed first.")
-    half = float("nan")
-    if array.size > 1:
-        half = float(student.ppf((1 + CONFIDENCE) / 2, array.size - 1)) * standard_error(array)
+    half, error = float("nan"), standard_error(array)
+    if error > SAME * float(np.abs(array).max()):
+        half = float(student.ppf((1 + CONFIDENCE) / 2, array.size - 1)) * error
     mean = float(array.mean())
     return Interval(mean=mean, lower=mean - half, upper=mean + half, count=array.size, kind=kind)
+
+
+def mean_p_value(differences: ArrayLike, /, *, error: float = 0.0) -> float:
+    """Two-sided p value of the mean of one difference per seed: that of the test which `mean_interval` inverts.
+
+    2 P(T > max(0, |mean| - error) / (SD / sqrt(count))), T of Student's t with count - 1 degrees of freedom.
+
+    Args:
+        differences: "seed", one paired difference for each seed.
+        error: by which the interval is widened; at least 0.
+
+    Returns:
+        In [0, 1]; nan where there is no interval, or no bound on the error.
+    """
+    from scipy.special import stdtr
+
+    array = np.asarray(differences, dtype=np.float64).ravel()
+    deviation = standard_error(array)
+    if not deviation > SAME * float(np.abs(array).max(initial=0.0)) or math.isnan(error):
+        return float("nan")
+    return float(2 * stdtr(array.size - 1, -max(0.0, abs(float(array.mean())) - error) / deviation))
 
 
 def bootstrap_over_documents(values: ArrayLike, documents: ArrayLike, /, *, seed: int = 0) -> Interval:

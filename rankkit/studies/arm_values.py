@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -28,6 +28,8 @@ class ArmValues:
     """Lower and upper ends by name, the same axes; nan where the value is exact."""
     status: NDArray[np.int8]
     """Index into `store.STATUSES`, the same axes."""
+    errors: dict[str, Array] = field(default_factory=dict)
+    """How far a value may be off by name, the same axes; nan where no bound is known."""
 
     @classmethod
     def unfilled(cls, measures: Collection[str], shape: tuple[int, ...]) -> ArmValues:
@@ -45,6 +47,7 @@ class ArmValues:
                 if MEASURES[name].needs == "singular_values"
             },
             status=np.zeros(shape, dtype=np.int8),
+            errors={name: np.full(shape, np.nan) for name in measures},
         )
 
     def fill(self, taken: Slab, where: tuple[int | slice, ...]) -> None:
@@ -52,6 +55,8 @@ class ArmValues:
         self.status[where] = taken.status
         for name, values in taken.measures.items():
             self.measures[name][where] = values
+        for name, values in taken.errors.items():
+            self.errors[name][where] = values
         for name, ends in taken.brackets.items():
             for table, values in zip(self.brackets[name], ends, strict=True):
                 table[where] = values

@@ -240,6 +240,11 @@ def verdict(difference: PairDifference) -> str:
             f"No verdict: {later} - {earlier} is {size} under one seed, and that interval is the error of the evaluation "
             "alone; another seed may reverse its sign. Train at least three seeds."
         )
+    if math.isnan(interval.lower):
+        return (
+            f"Not resolved: {later} - {earlier} is {interval.mean:+.4f} nats per token under every one of {interval.count} "
+            "seeds; without any spread there is no interval."
+        )
     if not interval.resolved:
         return (
             f"Not resolved: {later} - {earlier} is {size} over {interval.count} seeds; an effect of the {what} smaller than "

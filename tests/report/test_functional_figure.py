@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ def test_each_panel_draws_every_seed_thinly_and_the_mean_thicker_with_its_interv
         corners = {tuple(point) for point in band.get_paths()[0].vertices.round(9).tolist()}
         for rank, column in zip(RANKS, table.T, strict=True):
             interval = mean_interval(column)
+            if math.isnan(interval.lower):  # uncut heads lose the same, nothing, in every seed
+                continue
             assert {(float(rank), round(interval.lower, 9)), (float(rank), round(interval.upper, 9))} <= corners
 
 

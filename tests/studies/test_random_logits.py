@@ -384,7 +384,7 @@ def test_an_experiment_is_read_with_its_defaults_and_its_text(tmp_path):
         (MINIMAL.replace("random-logits", "random-logit"), "got 'random-logit'. Did you mean random-logits"),
         (
             MINIMAL.replace('kind = "random-logits"\n', ""),
-            r"kind must be one of random-logits, got None\. Write kind = ",
+            r"kind must be one of random-logits, trained, got None\. Write kind = ",
         ),
         (MINIMAL.replace("seeds", "seed"), r"must not hold the unknown key 'seed'\. Did you mean seeds\?"),
         (

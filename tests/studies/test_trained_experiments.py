@@ -69,7 +69,7 @@ def test_the_table_says_what_its_digits_depend_on(split: TrainedResult) -> None:
     for text in (facts["processor"], f"threads {facts['threads']}", f"Python {facts['python_version']}",
                  corpus["sha256"], run.directory.path.name):  # fmt: skip
         assert str(text) in table
-    assert "| pair/mask_effect > 0 | effective rank, prefix block | +" in table
+    assert "| pair/mask_effect > 0 | effective rank, prefix block, layers trained in every arm | +" in table
     assert "nan" not in table
 
 
@@ -89,7 +89,10 @@ def test_effects_and_losses_are_those_of_the_decomposition_and_the_comparison(
     for verdict, name in zip(split.verdicts, ("gap", "mask_effect", None, "interaction"), strict=False):
         if name is not None:
             interval = row.effects[name]
-            assert (verdict.interval.mean, verdict.interval.lower) == pytest.approx((interval.mean, interval.lower))
+            assert (verdict.interval.mean, verdict.interval.lower + verdict.error) == pytest.approx(
+                (interval.mean, interval.lower)
+            )
+            assert verdict.error > 0
     assert split.verdicts[0].same_mask == pytest.approx(row.same_mask)
     losses = compare_losses(run)
     for line in split.rows:
@@ -220,11 +223,57 @@ def test_correlations_take_every_checkpoint_but_the_first_and_every_arm(
     losses = compare_losses(result.runs["full"])
     assert_allclose(over_arms.loss[2, :, 0], losses.arm("gpt-full").by_seed)
     assert over_arms.verdict.interval.count == 3
-    assert [verdict.found_as for verdict in result.verdicts] == ["correlation"] * 2
+    assert [verdict.correlation is None for verdict in result.verdicts] == [False, False]
+    assert [found.verdict for found in result.associations] == [*result.verdicts]
     drawn = [path.name for path in draw_trained(result, tmp_path)]
     names = ("claims", "measure_against_loss_0", "measure_against_loss_1")
     assert drawn == [f"{name}.{kind}" for name in names for kind in ("png", "svg")]
     assert "| negative over arms: pair/gpt, pair/unilm, full/gpt-full |" in markdown(result)
+
+
+LAYERS = """
+kind = "trained"
+question = "Is it?"
+expectation = "It is"
+source = "nobody"
+cost = 1
+reuses = ["gpt_full"]
+
+[[claims]]
+claim = "full/gpt < full/gpt-full"
+of = "effective_rank"
+region = "prefix_block"
+
+[[correlations]]
+region = "prefix_block"
+over = "arms"
+controls = []
+cells = ["full/gpt", "full/gpt-full"]
+"""
+
+
+def test_arms_are_compared_over_the_layers_that_are_trained_in_all_of_them(
+    split: TrainedResult, root: Path, tmp_path: Path
+) -> None:
+    """The last layer's prefix block is trained in gpt-full alone."""
+    shutil.copy(EXPERIMENTS / "gpt_full.toml", tmp_path)
+    (tmp_path / "layers.toml").write_text(LAYERS, encoding="utf-8")
+    result = found(study("layers", "seeds=[0, 1]", folder=tmp_path), root)
+    measured = measure_run(
+        result.runs["full"],
+        MeasureConfig(samples=2, measures=("effective_rank",), regions=("prefix_block",)),
+        tmp_path / "it.h5",
+        device=CPU,
+        command="rankkit test",
+    )
+    gpt, full = (
+        measured.values[arm].measures["effective_rank"][:, -1, 0, 0, :, 0].mean(axis=(1, 2))
+        for arm in ("gpt", "gpt-full")
+    )
+    assert result.verdicts[0].by_seed == pytest.approx(tuple(gpt - full))
+    assert_allclose(result.associations[0].measure[..., 0], [gpt, full])
+    of = "effective rank, prefix block, layers trained in every arm"
+    assert {row.cell for row in result.rows if row.of == of} == {"full/gpt", "full/gpt-full"}
 
 
 class _After:
@@ -285,7 +334,7 @@ def test_damaged_numbers_are_refused_by_name(split: TrainedResult, root: Path) -
     (path, *_) = sorted((run.directory.path / "measurements").glob("*.json"))
     text = path.read_text()
     kept = {each: each.read_text() for each in (run.directory.path / "measurements").glob("*.json")}
-    for damaged in (text[:100], "[]", text.replace('"rankkit_measurement": 1', '"rankkit_measurement": 2')):
+    for damaged in (text[:100], "[]", text.replace('"rankkit_measurement": 2', '"rankkit_measurement": 3')):
         for each in kept:
             each.write_text(damaged)
         with pytest.raises(RunError, match=r"must hold the numbers of a measurement, got damage: .* Delete it"):

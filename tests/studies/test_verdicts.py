@@ -36,6 +36,10 @@ def verdict(first: list[float], second: list[float], **settings: object) -> Verd
         ([1.0, 1.1, 1.2], [2.0, 2.2, 2.1], {"untrained": ("run/a",)}, Outcome.NOT_TRAINED),
         ([1.0], [2.0], {}, Outcome.NOT_RESOLVED),
         ([1.0, 1.0], [1.0, 1.0], {}, Outcome.NOT_RESOLVED),
+        ([63.5, 64.0], [64.0, 64.5], {}, Outcome.NOT_RESOLVED),
+        ([0.1, 0.2, 0.3], [1.1, 1.2, 1.3], {}, Outcome.NOT_RESOLVED),
+        ([1.0, 1.1, 1.2], [2.0, 2.2, 2.1], {"error": 0.9}, Outcome.NOT_RESOLVED),
+        ([1.0, 1.1, 1.2], [2.0, 2.2, 2.1], {"error": math.nan}, Outcome.NOT_RESOLVED),
     ],
 )
 def test_every_outcome(first: list[float], second: list[float], settings: dict[str, object], outcome: Outcome) -> None:
@@ -101,15 +105,38 @@ def test_several_claims_are_corrected_for_how_many_they_are() -> None:
     one = verdict([1.0, 1.1, 1.2], [1.2, 1.25, 1.5])
     found = corrected([one, verdict([1.0, 1.2, 1.1], [1.1, 1.1, 1.1]), verdict([1.0], [2.0])])
     assert one.p_value < 0.05 < found[0].adjusted == pytest.approx(2 * one.p_value)
-    assert found[0].outcome is Outcome.SUPPORTED
-    assert "not after Holm's correction over all claims" in found[0].sentence()
+    assert one.outcome is Outcome.SUPPORTED
+    assert found[0].outcome is Outcome.NOT_RESOLVED
+    assert found[0].sentence().startswith("not resolved at this scale: ")
+    assert "; not resolved after Holm's correction over all claims (p = 0." in found[0].sentence()
+    assert found[0].as_dict()["outcome"] == "not resolved at this scale"
     assert math.isnan(found[2].adjusted)
     assert corrected([]) == ()
 
 
-def test_equal_differences_have_a_p_value() -> None:
-    assert verdict([1.0, 2.0], [1.0, 2.0]).p_value == 1
-    assert verdict([1.0, 2.0], [2.0, 3.0]).p_value == 0
+def test_ten_true_nulls_in_one_study_are_called_in_at_most_8_of_100_studies() -> None:
+    random, called = np.random.default_rng(10), 0
+    for _ in range(100):
+        found = corrected([verdict(*random.normal(size=(2, 3)).tolist(), scale=1.0) for _ in range(10)])
+        called += any(one.outcome in (Outcome.SUPPORTED, Outcome.CONTRADICTED) for one in found)
+    assert called <= 8
+
+
+def test_equal_differences_have_no_p_value() -> None:
+    for first, second in (([1.0, 2.0], [1.0, 2.0]), ([1.0, 2.0], [2.0, 3.0]), ([0.1, 0.2, 0.3], [1.1, 1.2, 1.3])):
+        found = verdict(first, second)
+        assert math.isnan(found.p_value)
+        assert math.isnan(found.interval.lower)
+
+
+def test_an_error_of_the_numbers_widens_the_interval_and_what_can_be_detected() -> None:
+    exact, rough = (verdict([1.0, 1.1, 1.3], [2.0, 2.2, 2.1], error=error) for error in (0.0, 0.25))
+    assert rough.interval.lower == pytest.approx(exact.interval.lower - 0.25)
+    assert rough.interval.upper == pytest.approx(exact.interval.upper + 0.25)
+    assert rough.interval.kind.endswith("widened by the errors of its numbers")
+    assert rough.detectable == pytest.approx(exact.detectable + 0.25)
+    assert rough.p_value > exact.p_value
+    assert rough.as_dict()["error"] == 0.25
 
 
 def _normal(random: np.random.Generator, seeds: int) -> NDArray[np.float64]:

@@ -24,6 +24,7 @@ COLOURS: Final = {
     "supported": "#009E73",
     "contradicted": "#D55E00",
     "not resolved at this scale": MUTED,
+    "descriptive, no verdict": MUTED,
     "not trained enough": "#CC79A7",
 }
 """By outcome; the words stand beside each line too."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from einops import rearrange
@@ -13,16 +13,23 @@ from einops import rearrange
 from rankkit.statistics import (
     Interval,
     correlation_over_seeds,
-    correlation_within_seeds,
     correlations_by_seed,
     detectable_over_seeds,
-    detectable_within_seeds,
+    fisher_z,
+    mean_interval,
+    mean_p_value,
+    minimum_detectable_effect,
+    partial_correlation,
+    permutation_p_value,
 )
 from rankkit.studies.experiments.contrasts import Array, Cell
 from rankkit.studies.experiments.trained_config import CorrelationConfig
-from rankkit.studies.experiments.verdicts import Verdict, outcome_of
+from rankkit.studies.experiments.verdicts import Outcome, Verdict, outcome_of
 
-__all__ = ["Association", "Points", "associate"]
+__all__ = ["FEWEST_ARMS", "Association", "Points", "associate"]
+
+FEWEST_ARMS: Final = 6
+"""More than controls, for a test over arms: they have 720 orders, so that p can be 0.0014; five have 120."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -80,10 +87,15 @@ def associate(
 ) -> Association:
     """Correlate and judge.
 
-    Over steps the points of a seed are the checkpoints of all its arms, each arm's mean removed; over arms they are its
-    arms. Over seeds a point is a seed: each arm's mean over seeds removed, then the arms averaged, because arms of one seed
-    share batches and initial weights. The same-mask control puts the loss of the next seed in the place of a seed's own:
-    what is left then is what all seeds have in common, such as the course of training.
+    Over steps the points of a seed are the checkpoints of all its arms, each arm's mean removed. Training moves every number
+    in one direction, so that two clocks correlate; the same-mask control puts the loss of the next seed in the place of a
+    seed's own, and what is judged is by how much a seed's own correlation exceeds it (Fisher's z), paired over seeds.
+
+    Over arms the points are arms, each its mean over seeds, and orders of arms are the test: repeating a seed brings no new
+    arm. With fewer than `FEWEST_ARMS` more than controls there is no verdict.
+
+    Over seeds a point is a seed: each arm's mean over seeds removed, then the arms averaged, because arms of one seed share
+    batches and initial weights.
 
     Args:
         config: the declaration.
@@ -91,56 +103,122 @@ def associate(
         points: their numbers.
         untrained: arms whose loss is not below their n-gram reference.
     """
-    seeds, table = points.seeds, points.values
-    interval, detectable, by_seed = _correlated(config, table)
-    control, _, _ = _correlated(config, np.concatenate([np.roll(table[:1], 1, axis=2), table[1:]]))
+    over = {"steps": _over_steps, "arms": _over_arms, "seeds": _over_seeds}[config.over]
+    found, seeds = over(config, points.values), points.seeds
+    p_value = found.p_value if len(seeds) > 1 else math.nan
+    outcome = outcome_of(found.interval.mean, p_value, 1 if config.claim == "positive" else -1, trained=not untrained)
     verdict = Verdict(
         claim=f"{config.claim} over {config.over}: {', '.join('/'.join(cell) for cell in cells)}",
-        of=config.words,
-        found_as="correlation",
-        outcome=outcome_of(interval, 1 if config.claim == "positive" else -1, trained=not untrained),
-        interval=interval,
-        p_value=_p_value(interval, by_seed),
-        adjusted=math.nan,
-        detectable=detectable,
-        same_mask=control.mean if len(seeds) > 1 else math.nan,
+        of=f"{config.words}, over {config.over}",
+        found_as=found.found_as,
+        outcome=Outcome.DESCRIPTIVE if found.needed is not None and not untrained else outcome,
+        interval=found.interval,
+        p_value=p_value,
+        adjusted=p_value,
+        error=0.0,
+        detectable=found.detectable,
+        same_mask=found.control if len(seeds) > 1 else math.nan,
         scale=1.0,
-        by_seed=tuple(by_seed.tolist()),
+        by_seed=tuple(found.by_seed.tolist()),
         seeds=seeds,
         untrained=tuple(untrained),
-        needed=None,
+        needed=found.needed,
         differs=(),
+        correlation=found.correlation,
     )
     return Association(config=config, cells=cells, points=points, verdict=verdict)
 
 
-def _correlated(config: CorrelationConfig, table: Array) -> tuple[Interval, float, Array]:
-    """The correlation, what could be detected, and each seed's own ("seed", none over seeds)."""
-    if config.over == "seeds":
-        last = table[..., -1]
-        loss, measure, *controls = (last - last.mean(axis=2, keepdims=True)).mean(axis=1)
-        found = correlation_over_seeds(measure, loss, controls, method=config.method)
-        return found, detectable_over_seeds(loss.size, len(controls)), np.array([])
-    within = table - table.mean(axis=3, keepdims=True) if config.over == "steps" else table[..., -1:]
-    loss, measure, *controls = rearrange(within, "variable cell seed step -> variable seed (cell step)")
-    arguments = (measure, loss, controls)
-    return (
-        correlation_within_seeds(*arguments, method=config.method),
-        detectable_within_seeds(*arguments, method=config.method),
-        correlations_by_seed(*arguments, method=config.method),
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Found:
+    """What the points say."""
+
+    correlation: float
+    interval: Interval
+    p_value: float
+    detectable: float
+    control: float
+    by_seed: Array
+    found_as: str = "correlation"
+    needed: int | None = None
+
+
+def _over_steps(config: CorrelationConfig, table: Array) -> _Found:
+    own, other = (_by_seed(config, one - one.mean(axis=3, keepdims=True)) for one in (table, _with_next_losses(table)))
+    excess = own - other
+    known = excess[~np.isnan(excess)]
+    nothing = Interval(mean=math.nan, lower=math.nan, upper=math.nan, count=0, kind="paired t over seeds")
+    return _Found(
+        correlation=_mean_correlation(own),
+        interval=mean_interval(known) if known.size else nothing,
+        p_value=mean_p_value(known),
+        detectable=minimum_detectable_effect(known),
+        control=_mean_correlation(other),
+        by_seed=excess,
+        found_as="Fisher's z of the correlation, own loss - next seed's",
     )
 
 
-def _p_value(interval: Interval, by_seed: Array) -> float:
-    """Two-sided, of the test that the interval inverts."""
-    from scipy.special import ndtr, ndtri, stdtr
+def _over_arms(config: CorrelationConfig, table: Array) -> _Found:
+    last = table[..., -1:]
+    loss, measure, *controls = last.mean(axis=(2, 3))
+    found = partial_correlation(measure, loss, controls, method=config.method)
+    arms, needed = loss.size, FEWEST_ARMS + len(controls)
+    has_test = arms >= needed
+    return _Found(
+        correlation=found,
+        interval=Interval(mean=found, lower=math.nan, upper=math.nan, count=arms, kind="orders of arms"),
+        p_value=permutation_p_value(measure, loss, controls, method=config.method) if has_test else math.nan,
+        detectable=detectable_over_seeds(arms, len(controls)),
+        control=_mean_correlation(_by_seed(config, _with_next_losses(last))),
+        by_seed=np.tanh(_by_seed(config, last)),
+        needed=None if has_test else needed,
+    )
 
-    known = by_seed[~np.isnan(by_seed)]
+
+def _over_seeds(config: CorrelationConfig, table: Array) -> _Found:
+    own, other = (
+        correlation_over_seeds(measure, loss, controls, method=config.method)
+        for loss, measure, *controls in map(_seeds_alone, (table, _with_next_losses(table)))
+    )
+    return _Found(
+        correlation=own.mean,
+        interval=own,
+        p_value=_fisher_p_value(own),
+        detectable=detectable_over_seeds(table.shape[2], len(config.controls)),
+        control=other.mean,
+        by_seed=np.array([]),
+    )
+
+
+def _seeds_alone(table: Array) -> Array:
+    """The last step without what arms differ in, "variable seed"."""
+    last = table[..., -1]
+    return np.asarray((last - last.mean(axis=2, keepdims=True)).mean(axis=1))
+
+
+def _with_next_losses(table: Array) -> Array:
+    """The next seed's loss in the place of each seed's own."""
+    return np.concatenate([np.roll(table[:1], 1, axis=2), table[1:]])
+
+
+def _by_seed(config: CorrelationConfig, table: Array) -> Array:
+    """Fisher's z of each seed's correlation over its arms and steps, "seed"."""
+    loss, measure, *controls = rearrange(table, "variable cell seed step -> variable seed (cell step)")
+    found = correlations_by_seed(measure, loss, controls, method=config.method)
+    return np.array([fisher_z(value) for value in found.tolist()])
+
+
+def _mean_correlation(z: Array) -> float:
+    known = z[~np.isnan(z)]
+    return math.tanh(known.mean()) if known.size else math.nan
+
+
+def _fisher_p_value(interval: Interval) -> float:
+    """Two-sided, of the test that Fisher's interval inverts."""
+    from scipy.special import ndtr, ndtri
+
     if math.isnan(interval.lower):
         return math.nan
-    mean, upper = (math.atanh(min(max(value, -1 + 1e-12), 1 - 1e-12)) for value in (interval.mean, interval.upper))
-    if known.size == 0:
-        return float(2 * ndtr(-abs(mean) / ((upper - mean) / ndtri(0.975))))
-    z = np.arctanh(np.clip(known, -1 + 1e-12, 1 - 1e-12))
-    error = float(z.std(ddof=1)) / math.sqrt(z.size)
-    return float(2 * stdtr(z.size - 1, -abs(mean) / error)) if error else float(mean == 0)
+    mean, upper = fisher_z(interval.mean), fisher_z(interval.upper)
+    return float(2 * ndtr(-abs(mean) / ((upper - mean) / ndtri(0.975))))

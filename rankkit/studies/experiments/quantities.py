@@ -1,20 +1,21 @@
 """Numbers of a run that claims are made of: one for every arm, seed and checkpoint.
 
 Losses stand in the run. Attention is measured once for all experiments that measure it alike, into
-RUN/measurements/KEY.h5, and its means over heads, trained layers and sequences are kept beside it in KEY.json.
+RUN/measurements/KEY.h5, and its means over heads and sequences are kept beside it in KEY.json.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 import torch
+from einops import rearrange, reduce
 from numpy.typing import NDArray
 
 from rankkit.errors import ConfigurationError, RunError
@@ -30,7 +31,7 @@ __all__ = ["AttentionNumbers", "evaluated_losses", "measure_attention_of"]
 
 Array: TypeAlias = NDArray[np.float64]
 
-FORMAT: Final = 1  # of KEY.json
+FORMAT: Final = 2  # of KEY.json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -42,9 +43,28 @@ class AttentionNumbers:
     seeds: tuple[int, ...]
     """Of the models."""
     measures: Mapping[str, Array]
-    """By `key`: "seed step"; nan where no matrix has a value."""
+    """By `key`: "seed step layer"; nan where no matrix has a value."""
+    errors: Mapping[str, Array]
+    """By `key`: "step layer", how far the mean over seeds may be off; nan where no bound is known."""
     extra_losses: Mapping[str, Array]
     """By `cut_key`: "seed", nats per token."""
+
+    def over_layers(self, key: str, omitted: Collection[int] = ()) -> tuple[Array, Array]:
+        """A measure and its error, averaged over layers.
+
+        Args:
+            key: of the measure.
+            omitted: layers that are left out, by their distance from the last.
+
+        Returns:
+            "seed step" and "step"; nan where no layer is left.
+        """
+        table, errors = self.measures[key], self.errors[key]
+        last = table.shape[-1] - 1
+        kept = [layer for layer in range(last + 1) if last - layer not in omitted]
+        if not kept:
+            return np.full(table.shape[:2], np.nan), np.full(table.shape[1], np.nan)
+        return table[..., kept].mean(axis=-1), errors[..., kept].mean(axis=-1)
 
     @staticmethod
     def key(arm: str, measure: str, region: str, applied: str) -> str:
@@ -98,7 +118,7 @@ def measure_attention_of(
     """
     settings = replace(config, workers=None)  # results do not depend on it
     text = "\n".join(f"{entry.name} = {getattr(settings, entry.name)!r}" for entry in fields(settings))
-    key = hashlib.sha256(text.encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{text}\nformat = {FORMAT}".encode()).hexdigest()[:16]
     path = run.directory.path / "measurements" / f"{key}.h5"
     summary = path.with_suffix(".json")
     if not summary.is_file():
@@ -124,17 +144,19 @@ def _measured(run: Run, config: MeasureConfig, path: Path, **options: Any) -> Me
 
 
 def _numbers(measured: Measured) -> AttentionNumbers:
+    found = list(_means(measured))
     cuts = dict(_cut_losses(measured.functional)) if measured.functional is not None else {}
     return AttentionNumbers(
         steps=measured.plan.steps,
         seeds=measured.plan.arms[0].seeds,
-        measures=dict(_means(measured)),
+        measures={key: means for key, means, _ in found},
+        errors={key: errors for key, _, errors in found},
         extra_losses=cuts,
     )
 
 
-def _means(measured: Measured) -> Iterator[tuple[str, Array]]:
-    """Over heads, trained layers and sequences, as the comparison of two arms takes them."""
+def _means(measured: Measured) -> Iterator[tuple[str, Array, Array]]:
+    """Key, "seed step layer" and "step layer": over heads and sequences, as the comparison of two arms takes them."""
     for part in measured.plan.parts:
         facts, values = part.arms[0].facts, measured.values[part.arms[0].name]
         for name, table in values.measures.items():
@@ -143,10 +165,22 @@ def _means(measured: Measured) -> Iterator[tuple[str, Array]]:
                 head_means(table[:, step], (bracket[0][:, step], bracket[1][:, step]) if bracket else None)
                 for step in range(len(part.steps))
             ]
+            bounds = _bounds(table, values.errors[name])
             for (r, region), (a, applied) in ((x, y) for x in enumerate(part.regions) for y in enumerate(part.applied)):
-                trained = np.flatnonzero(~facts.untrained[r]).tolist() or list(range(len(part.layers)))
-                means = [found.over(r, trained).paired[a].mean(axis=1) for found in by_step]
-                yield AttentionNumbers.key(facts.name, name, region, applied), np.stack(means, axis=1)
+                means = [rearrange(found.paired[a, r].mean(axis=-1), "layer seed -> seed layer") for found in by_step]
+                halves = np.stack([found.error[a, r] for found in by_step])
+                key = AttentionNumbers.key(facts.name, name, region, applied)
+                yield key, np.stack(means, axis=1), halves + bounds[a, r]
+
+
+def _bounds(values: Array, errors: Array) -> Array:
+    """Mean bound of what has a value, "applied_mask region step layer"; nan where one of them has none."""
+    known = np.where(np.isfinite(values), errors, 0.0)
+    counts = np.maximum(reduce(np.isfinite(values).astype(np.float64), _TO_LAYERS, "sum"), 1)
+    return np.asarray(reduce(known, _TO_LAYERS, "sum") / counts)
+
+
+_TO_LAYERS: Final = "seed step region applied_mask sequence layer head -> applied_mask region step layer"
 
 
 def _cut_losses(functional: FunctionalRank) -> Iterator[tuple[str, Array]]:
@@ -167,6 +201,7 @@ def _plain(numbers: AttentionNumbers) -> dict[str, Any]:
         "steps": list(numbers.steps),
         "seeds": list(numbers.seeds),
         "measures": {key: listed(table) for key, table in numbers.measures.items()},
+        "errors": {key: listed(table) for key, table in numbers.errors.items()},
         "extra_losses": {key: listed(table) for key, table in numbers.extra_losses.items()},
     }
 
@@ -179,8 +214,10 @@ def _read(path: Path) -> AttentionNumbers:
         return AttentionNumbers(
             steps=tuple(document["steps"]),
             seeds=tuple(document["seeds"]),
-            measures={key: np.asarray(table, dtype=np.float64) for key, table in document["measures"].items()},
-            extra_losses={key: np.asarray(table, dtype=np.float64) for key, table in document["extra_losses"].items()},
+            **{
+                name: {key: np.asarray(table, dtype=np.float64) for key, table in document[name].items()}
+                for name in ("measures", "errors", "extra_losses")
+            },
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Final
 
@@ -13,12 +13,13 @@ import numpy as np
 import torch
 
 from rankkit.statistics import Interval, mean_interval
+from rankkit.studies.decomposition import arms_of
 from rankkit.studies.experiments.associations import Association, Points, associate
-from rankkit.studies.experiments.contrasts import Cell, Contrast, Place
+from rankkit.studies.experiments.contrasts import Array, Cell, Contrast, Place
 from rankkit.studies.experiments.quantities import AttentionNumbers, evaluated_losses, measure_attention_of
 from rankkit.studies.experiments.study import Study
 from rankkit.studies.experiments.trained_config import ClaimConfig, CorrelationConfig
-from rankkit.studies.experiments.verdicts import LARGEST_DETECTABLE, Verdict, corrected, judge
+from rankkit.studies.experiments.verdicts import LARGEST_DETECTABLE, WIDENED, Verdict, corrected, judge
 from rankkit.studies.losses import LossComparison, compare_losses
 from rankkit.studies.measuring.config import MeasureConfig
 from rankkit.studies.measuring.measure import Progress
@@ -47,6 +48,8 @@ class NumberRow:
     """By seed."""
     reference: float
     """Of a loss: the n-gram model on the same targets; nan of anything else."""
+    error: float
+    """How far the number may be off whatever the seeds; nan where no bound is known."""
 
     @property
     def cell(self) -> str:
@@ -55,8 +58,8 @@ class NumberRow:
 
     @property
     def interval(self) -> Interval:
-        """Mean and 95% t interval over the seeds."""
-        return mean_interval([*self.by_seed.values()], kind="t over seeds")
+        """Mean and 95% t interval over the seeds, widened by the error."""
+        return mean_interval([*self.by_seed.values()], kind="t over seeds").widened(self.error, WIDENED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +103,7 @@ class TrainedResult:
                     "lower": row.interval.lower,
                     "upper": row.interval.upper,
                     "reference": row.reference,
+                    "error": row.error,
                     "by_seed": {str(seed): value for seed, value in row.by_seed.items()},
                 }
                 for row in self.rows
@@ -146,13 +150,21 @@ def analyse(
     found = [numbers.verdict(claim, contrast) for claim, contrast in claims]
     associations = [numbers.association(number) for number in range(len(study.config.correlations))]
     rows = dict.fromkeys(chain.from_iterable(numbers.rows(claim, contrast) for claim, contrast in claims))
+    verdicts = corrected([*found, *(association.verdict for association in associations)])
     return TrainedResult(
         study=study,
         runs=dict(runs),
         rows=tuple(numbers.row(*key) for key in rows),
-        verdicts=corrected([*found, *(association.verdict for association in associations)]),
-        associations=tuple(associations),
+        verdicts=verdicts,
+        associations=tuple(
+            replace(association, verdict=verdict)
+            for association, verdict in zip(associations, verdicts[len(found) :], strict=True)
+        ),
     )
+
+
+def _words(claim: ClaimConfig, omitted: tuple[int, ...]) -> str:
+    return f"{claim.words}, layers trained in every arm" if omitted else claim.words
 
 
 class _Numbers:
@@ -166,17 +178,20 @@ class _Numbers:
 
     def verdict(self, claim: ClaimConfig, contrast: Contrast) -> Verdict:
         """What the seeds say of a claim."""
-        values = {place: self.by_seed(claim, place) for place in contrast.weights}
+        omitted = self.omitted(claim, contrast.cells)
+        values = {place: self.by_seed(claim, place, omitted) for place in contrast.weights}
         seeds, parts = contrast.parts(values)
-        own = [np.mean([*self.by_seed(claim, (run, arm, False)).values()]) for run, arm in contrast.cells]
+        own = [np.mean([*self.by_seed(claim, (run, arm, False), omitted).values()]) for run, arm in contrast.cells]
+        errors = (abs(weight) * self.error(claim, place, omitted) for place, weight in contrast.weights.items())
         return judge(
             contrast,
-            claim.words,
+            _words(claim, omitted),
             seeds,
             parts,
             scale=float(np.mean(own)),
             limit=LARGEST_DETECTABLE if claim.is_rank else None,
             effect=claim.effect,
+            error=sum(errors),
             untrained=self.untrained(contrast.cells),
             differs=self._differing(contrast.cells),
         )
@@ -190,33 +205,46 @@ class _Numbers:
         """Those whose loss is not below that of their n-gram reference."""
         return tuple(f"{run}/{arm}" for run, arm in cells if not self._losses(run).arm(arm).is_trained_enough)
 
-    def rows(self, claim: ClaimConfig, contrast: Contrast) -> Iterator[tuple[ClaimConfig, Place]]:
+    def omitted(self, of: ClaimConfig | CorrelationConfig, cells: tuple[Cell, ...]) -> tuple[int, ...]:
+        """Layers that the loss hardly reaches in one of these arms, by their distance from the last: left out of all."""
+        if isinstance(of, ClaimConfig) and not self._is_measure(of):
+            return ()
+        found = set[int]()
+        for name, arm in cells:
+            config = self._runs[name].config.arm(arm)
+            layers = range(config.model.num_layers)
+            (facts,) = (one for one in arms_of(self._runs[name], (of.region,), layers) if one.name == arm)
+            found |= {layers[-1] - layer for layer in np.flatnonzero(facts.untrained[0]).tolist()}
+        return tuple(sorted(found))
+
+    def rows(self, claim: ClaimConfig, contrast: Contrast) -> Iterator[tuple[ClaimConfig, Place, tuple[int, ...]]]:
         """What the table of numbers holds of a claim."""
+        omitted = self.omitted(claim, contrast.cells)
         places = dict.fromkeys((run, arm, False) for run, arm in contrast.cells) | dict.fromkeys(contrast.weights)
         bare = ClaimConfig(of=claim.of, region=claim.region, kept=claim.kept, cut=claim.cut)
         for place in places:
-            yield bare, place
+            yield bare, place, omitted
             if not place[2]:
-                yield ClaimConfig(), place
-                yield from (
-                    (ClaimConfig(of=name, region=claim.region), place) for name in BESIDE if self._is_measure(claim)
-                )
+                yield ClaimConfig(), place, ()
+                beside = BESIDE if self._is_measure(claim) else ()
+                yield from ((ClaimConfig(of=name, region=claim.region), place, omitted) for name in beside)
 
-    def row(self, claim: ClaimConfig, place: Place) -> NumberRow:
+    def row(self, claim: ClaimConfig, place: Place, omitted: tuple[int, ...]) -> NumberRow:
         """One line of that table."""
         run, arm, swapped = place
         return NumberRow(
             run=run,
             arm=arm,
             swapped=swapped,
-            of=claim.words,
-            by_seed=self.by_seed(claim, place),
+            of=_words(claim, omitted),
+            by_seed=self.by_seed(claim, place, omitted),
+            error=self.error(claim, place, omitted),
             reference=self._losses(run).arm(arm).reference_loss if claim.of == "loss" else math.nan,
         )
 
-    def by_seed(self, claim: ClaimConfig, place: Place) -> dict[int, float]:
+    def by_seed(self, claim: ClaimConfig, place: Place, omitted: tuple[int, ...]) -> dict[int, float]:
         """The numbers of a claim's quantity in one place."""
-        name, arm, swapped = place
+        name, arm, _ = place
         if claim.of == "loss":
             found = self._losses(name).arm(arm)
             return dict(zip(found.seeds, found.by_seed.tolist(), strict=True))
@@ -224,9 +252,18 @@ class _Numbers:
         if claim.of == "extra_loss":
             table = attention.extra_losses[attention.cut_key(arm, self._kept(claim, name), claim.cut)]
         else:
-            applied = "swapped" if swapped else "own"
-            table = attention.measures[attention.key(arm, claim.of, claim.region, applied)][:, -1]
+            table = self._measure(claim, place, omitted)[0][:, -1]
         return dict(zip(attention.seeds, table.tolist(), strict=True))
+
+    def error(self, claim: ClaimConfig, place: Place, omitted: tuple[int, ...]) -> float:
+        """How far these numbers may be off; losses are what the models make of the sequences."""
+        return float(self._measure(claim, place, omitted)[1][-1]) if self._is_measure(claim) else 0.0
+
+    def _measure(self, claim: ClaimConfig, place: Place, omitted: tuple[int, ...]) -> tuple[Array, Array]:
+        name, arm, swapped = place
+        attention = self._attention(name)
+        key = attention.key(arm, claim.of, claim.region, "swapped" if swapped else "own")
+        return attention.over_layers(key, omitted)
 
     @staticmethod
     def _is_measure(claim: ClaimConfig) -> bool:
@@ -277,11 +314,12 @@ class _Numbers:
             steps = {cell: sorted(common) for cell in cells}
         else:
             steps = {cell: [table.steps[-1]] for cell, table in tables.items()}
+        omitted = self.omitted(config, cells)
         found = [[[[losses[cell, seed][step] for step in steps[cell]] for seed in seeds] for cell in cells]]
         for name in (config.measure, *config.controls):
             by_cell = []
             for cell, table in tables.items():
-                values = table.measures[table.key(cell[1], name, config.region, "own")]
+                values, _ = table.over_layers(table.key(cell[1], name, config.region, "own"), omitted)
                 places = np.ix_([table.seeds.index(s) for s in seeds], [table.steps.index(s) for s in steps[cell]])
                 by_cell.append(values[places].tolist())
             found.append(by_cell)
