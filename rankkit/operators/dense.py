@@ -26,6 +26,9 @@ class DenseOperator(Operator):
     """"... row column", any real dtype."""
     precision: torch.dtype | None = None
     """Format that the entries were rounded to, where it is not that of the tensor: bfloat16 kept in float32, say."""
+    applied_error: Tensor | None = None
+    """"...", relative to sigma_1: how far what a model applied may lie from these matrices before their entries were
+    rounded; None where that is not known or nothing."""
     labels: Mapping[str, int | str] = field(default_factory=dict)
     """Where it comes from."""
 
@@ -98,7 +101,9 @@ class DenseOperator(Operator):
 
     def flattened(self) -> DenseOperator:
         """One leading axis, "matrix"."""
-        return replace(self, matrix=rearrange(self.matrix, "... row column -> (...) row column"))
+        error = None if self.applied_error is None else self.applied_error.reshape(-1)
+        return replace(self, matrix=rearrange(self.matrix, "... row column -> (...) row column"), applied_error=error)
 
     def __getitem__(self, matrices: slice) -> DenseOperator:
-        return replace(self, matrix=self.matrix[matrices])
+        error = None if self.applied_error is None else self.applied_error[matrices]
+        return replace(self, matrix=self.matrix[matrices], applied_error=error)

@@ -284,8 +284,9 @@ def applied_floor(operator: Operator, /, *, largest: Tensor, probabilities: torc
 
     Attention: `model_floor`; beside a sink, which may leave a row next to nothing, with what entries lose that underflow,
     as in `entry_floor`, but no more than all of them: an entry that rounds to a subnormal number or 0 moves by at most
-    itself. A matrix of one's own: `entry_floor`, of its precision. A sum: the terms' floors, weighted; the norm of a term
-    of attention, whose rows sum to 1 or less, is at most the root of its largest column sum.
+    itself. A matrix of one's own: `entry_floor`, of its precision, on top of the error that it brought along. A sum: the
+    terms' floors, weighted; the norm of a term of attention, whose rows sum to 1 or less, is at most the root of its
+    largest column sum.
 
     Args:
         operator: what was measured.
@@ -302,7 +303,7 @@ def applied_floor(operator: Operator, /, *, largest: Tensor, probabilities: torc
         lost = underflow * math.sqrt(operator.rows * operator.columns)
         return eta * sigma + ((1 + eta) * sigma).clamp(max=lost)
     if isinstance(operator, DenseOperator):
-        return entry_floor(operator.matrix, largest=sigma, dtype=operator.precision)
+        return entry_floor(operator.matrix, largest=sigma, dtype=operator.precision) + _brought_along(operator) * sigma
     assert isinstance(operator, SumOperator)
     floors = [
         abs(weight) * applied_floor(term, largest=_norm_bound(term), probabilities=probabilities)
@@ -314,9 +315,9 @@ def applied_floor(operator: Operator, /, *, largest: Tensor, probabilities: torc
 def entry_error(operator: Operator, /, *, probabilities: torch.dtype) -> Tensor:
     """The largest relative error of an entry of the matrix that the model applied, whatever the matrix's scale.
 
-    Attention: the eta of `model_floor`. A matrix of one's own: the roundoff of its precision, which entries below its normal
-    numbers may exceed (6e-5 in float16; `entry_floor` has them). A sum: the largest of its terms' where no entry can cancel;
-    nan where terms have both signs, because nothing then bounds it.
+    Attention: the eta of `model_floor`. A matrix of one's own: the error that it brought along and the roundoff of its
+    precision, which entries below its normal numbers may exceed (6e-5 in float16; `entry_floor` has them). A sum: the
+    largest of its terms' where no entry can cancel; nan where terms have both signs, because nothing then bounds it.
 
     Args:
         operator: what was measured.
@@ -329,11 +330,16 @@ def entry_error(operator: Operator, /, *, probabilities: torch.dtype) -> Tensor:
     if isinstance(operator, AttentionOperator):
         return _attention_error(operator, probabilities) * ones
     if isinstance(operator, DenseOperator):
-        return _entry_roundoff(operator.precision or operator.matrix.dtype) * ones
+        return (_entry_roundoff(operator.precision or operator.matrix.dtype) + _brought_along(operator)) * ones
     assert isinstance(operator, SumOperator)
     if "non_negative" not in operator.structure:
         return torch.nan * ones
     return torch.stack([entry_error(term, probabilities=probabilities) for _, term in operator.terms]).amax(dim=0)
+
+
+def _brought_along(operator: DenseOperator) -> Tensor | float:
+    """The error that matrices had before their entries were rounded, "...", relative."""
+    return 0.0 if operator.applied_error is None else operator.applied_error.to(torch.float64).cpu()
 
 
 def _attention_error(operator: AttentionOperator, probabilities: torch.dtype) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from measured_run import FAST, FEW, measured
 from small_run import trained_run
 from tiny import CPU
@@ -17,6 +18,7 @@ from rankkit.store import describe, read_group, read_kept
 from rankkit.studies import MeasureConfig, Measured, Run, load_model, measure_attention, plan_measurement
 from rankkit.studies.measuring.kept_source import kept_source
 from rankkit.studies.measuring.measure import check_kept, kept_bytes
+from rankkit.studies.measuring.source import Place
 from rankkit.studies.verify import verify_file
 
 
@@ -103,9 +105,55 @@ def test_kept_attention_is_measured_as_it_is_and_says_what_it_lacks(small: Run, 
                 source.plan(MeasureConfig(**config))
 
 
-def test_kept_factors_are_those_of_the_model(kept: tuple[Path, Measured], small: Run) -> None:
-    import torch
+@pytest.mark.parametrize("method", ["svd", "matrix-free"])
+def test_kept_attention_brings_its_floor_along_and_adds_that_of_its_own_rounding(
+    method: str, small: Run, tmp_path: Path
+) -> None:
+    fixed: dict[str, Any] = {"method": method, "matrix_free": FAST, "samples": 1, "layers": (0,), "regions": ("full",)}
+    measured(small, tmp_path / "kept.h5", keep_attention=True, **fixed)
+    again(tmp_path / "kept.h5", tmp_path / "again.h5", **fixed)
+    for name in ("gpt", "unilm"):
+        one, other = read_group(tmp_path / "kept.h5", name), read_group(tmp_path / "again.h5", name)
+        first = {key: one[key][:, :, :, :1] for key in ("floor_model", "singular_values", "mean_ipr_error")}
+        rounding = 2.0**-24 * first["singular_values"][..., 0]
+        np.testing.assert_allclose(other["floor_model"], first["floor_model"] + rounding, rtol=1e-6)
+        assert (other["mean_ipr_error"] > first["mean_ipr_error"]).all()
+    if method == "svd":
+        assert (other["effective_rank_error"] > one["effective_rank_error"][:, :, :, :1]).all()
 
+
+def test_kept_attention_keeps_the_precision_of_the_model(small: Run, tmp_path: Path) -> None:
+    measured(small, tmp_path / "kept.h5", keep_attention=True, samples=1)
+    with kept_source(tmp_path / "kept.h5", CPU) as source:
+        source._root.attributes["precision"] = "bfloat16"  # type: ignore[index]
+        assert source.facts.precision == torch.bfloat16
+
+
+def test_kept_attention_without_its_floor_is_refused(small: Run, tmp_path: Path) -> None:
+    measured(small, tmp_path / "kept.h5", keep_attention=True, samples=1, regions=("prefix_block",))
+    with (
+        kept_source(tmp_path / "kept.h5", CPU) as source,
+        pytest.raises(SpectrumFileError, match=r"gpt must hold the region full, .*got prefix_block\. Measure the run"),
+    ):
+        source.plan(MeasureConfig())
+
+
+def test_kept_factors_of_eager_attention_have_the_floor_of_its_precision(kept: tuple[Path, Measured]) -> None:
+    with kept_source(kept[0], CPU) as source:
+        found: list[AttentionOperator] = []
+
+        def receive(_: int, parts: Any, __: Any) -> None:
+            found.extend(parts)
+
+        plan = source.plan(MeasureConfig(layers=(0,)))
+        place = Place("gpt", plan.arms[0].seeds[0], plan.steps[0], 0, 0)
+        source.visit(plan, place, slice(0, 1), receive, outputs=False)
+        source._groups["gpt"].attributes["capture"] = "eager: asked for"  # type: ignore[index]
+        source.visit(plan, place, slice(0, 1), receive, outputs=False)
+    assert [operator.accumulation for operator in found] == [None, torch.float32]
+
+
+def test_kept_factors_are_those_of_the_model(kept: tuple[Path, Measured], small: Run) -> None:
     import rankkit
 
     plan = kept[1].plan

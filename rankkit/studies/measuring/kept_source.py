@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rankkit.axes import SPECTRUM_AXES
 from rankkit.errors import ConfigurationError, SpectrumFileError
 from rankkit.masks import MaskKind
 from rankkit.operators import AttentionOperator, DenseOperator, Operator
 from rankkit.store import GroupDescription, describe, kept_in, read_group, read_kept
-from rankkit.store.door.hdf5 import opened
+from rankkit.store.door.hdf5 import opened, read_array
 from rankkit.studies.decomposition import ArmFacts
 from rankkit.studies.measuring.config import MeasureConfig
 from rankkit.studies.measuring.plan import (
@@ -36,7 +37,7 @@ __all__ = ["KeptSource", "kept_source"]
 
 _OF_THE_PREFIX: Final = ("prefix_block", "prefix_block_first_key_removed")
 _STATIC: Final = ("tokens", "prefix_length", "valid_row", "untrained", "region", "sequence", "checkpoint_sha256")
-_CARRIED: Final = ("bos", "packing", "truncation", "architecture", "masks", "logits", "swapped_mask")
+_CARRIED: Final = ("bos", "packing", "truncation", "architecture", "capture", "masks", "logits", "swapped_mask")
 """Group attributes that hold for a measurement of what was kept, too."""
 _PLAIN: Final = "plain"
 _PRECISIONS: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -86,7 +87,7 @@ class KeptSource:
         return SourceFacts(
             configuration=self._root.configuration,
             certificate=self._root.certificate,
-            precision=_PRECISIONS[stored] if all(self._factors.values()) else torch.float32,
+            precision=_PRECISIONS[stored],
             attributes={"factors_from": self._path.name},
         )
 
@@ -172,6 +173,11 @@ class KeptSource:
                     f"{self._path}: {group.name} must be self-attention with plain logits (scale Q K^T) to be measured "
                     f"again, got {kind} attention with {logits!r}. Measure the model again."
                 )
+            if not self._factors[group.name] and "full" not in group.labels["region"]:
+                raise SpectrumFileError(
+                    f"{self._path}: {group.name} must hold the region full, whose floor is that of kept attention, got "
+                    f"{', '.join(map(str, group.labels['region']))}. Measure the run with --keep-qk."
+                )
             known = [str(kind) for kind in MaskKind if not kind.is_mixed]
             if str(group.attributes["mask"]) not in known and self._factors[group.name]:
                 raise SpectrumFileError(
@@ -238,24 +244,55 @@ class KeptSource:
         for layer in plan.layers:
             of_layer = {**where, "layer": labels["layer"].index(layer)}
             kept = [
-                read_kept(self._file, group.name, {**of_layer, "sequence": labels["sequence"].index(number)})
+                self._read(group, {**of_layer, "sequence": labels["sequence"].index(number)})
                 for number in plan.sequence_numbers[rows]
             ]
             receive(layer, [self._operator(group, kept, heads, plan.prefix_length)], None)
 
+    def _read(self, group: GroupDescription, where: Mapping[str, int]) -> dict[str, NDArray[Any]]:
+        """What was kept of one layer of one sequence, by head; of attention also the error that it brings along."""
+        found: dict[str, NDArray[Any]] = dict(read_kept(self._file, group.name, where))
+        if not self._factors[group.name]:
+            found["applied_error"] = self._applied_error(group, where, found["attention"])
+        return found
+
+    def _applied_error(
+        self, group: GroupDescription, where: Mapping[str, int], attention: NDArray[np.float32]
+    ) -> NDArray[np.float64]:
+        """The model's floor over sigma_1, "head", as it was when the matrices were kept; nan where they are not finite."""
+        masks = group.labels["applied_mask"]
+        at = {**where, "region": group.labels["region"].index("full"), "applied_mask": masks.index("own")}
+        place = tuple(at.get(axis, slice(None)) for axis in SPECTRUM_AXES)
+        stored = self._file[group.name]
+        floor = read_array(stored["floor_model"], place)
+        largest = read_array(stored["singular_values"], (*place, 0))
+        error: NDArray[np.float64] = np.divide(
+            floor, largest, out=np.zeros(floor.shape), where=largest != 0
+        )  # zeros bring along nothing
+        if np.isfinite(attention[np.isnan(error)]).all(axis=(-2, -1)).any():
+            raise SpectrumFileError(
+                f"{self._path}: {group.name} must hold the floor and the largest singular value of kept attention to be "
+                "measured again, got nan. Measure the run with --keep-qk."
+            )
+        return error
+
     def _operator(
-        self, group: GroupDescription, kept: list[dict[str, NDArray[np.float32]]], heads: list[int], prefix_length: int
+        self, group: GroupDescription, kept: list[dict[str, NDArray[Any]]], heads: list[int], prefix_length: int
     ) -> Operator:
         def stacked(name: str) -> torch.Tensor:
             return torch.from_numpy(np.stack([one[name][heads] for one in kept])).to(self._device)
 
         if not self._factors[group.name]:
-            return DenseOperator(matrix=stacked("attention"), precision=torch.float32)
+            return DenseOperator(
+                matrix=stacked("attention"), precision=torch.float32, applied_error=stacked("applied_error")
+            )
+        eager = str(group.attributes.get("capture", "")).startswith("eager:")
         return AttentionOperator(
             query=stacked("queries"),
             key=stacked("keys"),
             mask=MaskKind(str(group.attributes["mask"])).at(prefix_length),
             scale=float(group.attributes["logit_scale"]),
+            accumulation=self.facts.precision if eager else None,
         )
 
 
