@@ -26,6 +26,12 @@ SHAPE = (3, 2, 4, 24, 8)
 MEASURES = ("effective_rank", "stable_rank", "mean_ipr")
 
 
+def random_rows(rows: int, columns: int) -> Any:
+    """Rows that sum to 1."""
+    values = np.random.default_rng(0).random((rows, columns))
+    return values / values.sum(axis=-1, keepdims=True)
+
+
 def factors(seed: int = 0, dtype: Any = np.float32) -> dict[str, Any]:
     generator = np.random.default_rng(seed)
     return {name: generator.normal(size=SHAPE).astype(dtype) for name in ("queries", "keys")}
@@ -132,6 +138,28 @@ def test_matrices_that_are_not_attention_have_what_needs_it_switched_off_by_name
     )
 
 
+ATTENTION = np.tril(np.ones((2, 6, 6))) / np.arange(1, 7)[:, None]
+SIGNED = ATTENTION @ (np.eye(6) + np.tril(np.full((6, 6), -0.5), -1) + np.diag(np.arange(6) / 2))
+
+
+@pytest.mark.parametrize(
+    ("matrices", "mask"),
+    [
+        (ATTENTION, "causal"),
+        (2 * ATTENTION, "causal"),
+        (SIGNED, "causal"),
+        (-3 * ATTENTION, "causal"),
+        (random_rows(4, 7), "none"),
+        (2 * random_rows(4, 7), "none"),
+    ],
+)
+def test_a_file_lacks_what_the_same_array_lacks_for_the_same_reason(matrices: Any, mask: str, tmp_path: Path) -> None:
+    measures = ("sink_mass", "mean_ipr", "attention_entropy", "effective_rank")
+    measured(saved(tmp_path / "a.npy", {"": matrices}), tmp_path / "s.h5", mask, measures=measures)
+    (group,) = describe(tmp_path / "s.h5").groups
+    assert group.unavailable == spectrum(torch.from_numpy(matrices), measures=measures).unavailable
+
+
 def test_rectangular_factors_are_cross_attention(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     arrays = {"q": generator.normal(size=(4, 10, 8)), "k": generator.normal(size=(2, 16, 8))}
@@ -206,9 +234,3 @@ def test_a_square_mask_needs_square_matrices(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.npy", {"": random_rows(3, 5)})
     with pytest.raises(ConfigurationError, match="mask must be none for 3 queries and 5 keys"):
         measured(path, tmp_path / "s.h5", "causal")
-
-
-def random_rows(rows: int, columns: int) -> Any:
-    """Rows that sum to 1."""
-    values = np.random.default_rng(0).random((rows, columns))
-    return values / values.sum(axis=-1, keepdims=True)

@@ -48,16 +48,19 @@ class EntryFacts:
     @property
     def settled(self) -> bool:
         """Whether no further entry can change anything."""
-        return not self._formats and (bool(self._negative) or not self._stochastic)
+        return not self._formats and not self._stochastic
 
-    def reason(self, columns: int) -> str:
-        """Why rows are not distributions, or nothing.
+    @property
+    def negative(self) -> str:
+        """The first matrix with a negative entry, in words that name it; nothing where there is none."""
+        return self._negative
+
+    def sums(self, columns: int) -> str:
+        """Why rows do not sum to 1, or nothing.
 
         Args:
             columns: of a matrix: each may have underflowed.
         """
-        if self._negative:
-            return self._negative
         tolerance = max(_SUM_TOLERANCE, _SUM_ROUNDINGS * _ROUNDOFF[self.precision])
         tolerance += columns * _SMALLEST.get(self.precision, 0.0) / 2
         return f"{self._worst_row}, not to 1 within {tolerance:.2g}" if self._worst > tolerance else ""
@@ -72,7 +75,7 @@ class EntryFacts:
         finite = np.isfinite(piece)
         if self._formats:
             self._compare(piece[finite])
-        if self._stochastic and not self._negative:
+        if self._stochastic:
             whole = finite.all(axis=(-2, -1))
             names = [f"sequence {place[0]}, layer {place[1]}, head {place[2] + head}" for head in np.flatnonzero(whole)]
             self._sum(piece if whole.all() else piece[whole], names)
@@ -88,11 +91,10 @@ class EntryFacts:
         """Note the first negative entry, and the row whose sum is farthest from 1."""
         if not names:
             return
-        if matrices.min() < 0:
+        if not self._negative and matrices.min() < 0:
             head, row, column = np.unravel_index(int(matrices.argmin()), matrices.shape)
             value = float(matrices[head, row, column])
             self._negative = f"entry ({row}, {column}) of {names[int(head)]} is {value:.3g}, less than 0"
-            return
         with np.errstate(over="ignore"):  # infinite is as far from 1 as any
             sums = matrices.sum(axis=-1, dtype=np.float64)
         errors = np.where(sums == 0, 0.0, np.abs(sums - 1))

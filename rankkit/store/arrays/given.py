@@ -107,7 +107,17 @@ class GivenArrays:
     @property
     def reason(self) -> str:
         """Why the matrices are not attention, in words that name a row; empty where they are."""
-        return self._facts.reason(self.keys_count) if self.what == "attention" else ""
+        if self.what == "factors":
+            return ""
+        return self._facts.negative or self._facts.sums(self.keys_count)
+
+    @property
+    def structure(self) -> frozenset[str]:
+        """What holds for the entries of every matrix, as `Operator.structure` names it. Reads everything, once."""
+        if self.what == "factors":
+            return frozenset({"non_negative", "rows_sum_to_one"})
+        found = {"non_negative": self._facts.negative, "rows_sum_to_one": self._facts.sums(self.keys_count)}
+        return frozenset(name for name, reason in found.items() if not reason)
 
     def hidden_mass(self, allowed: NDArray[np.bool_]) -> float:
         """The largest absolute entry where a mask hides the key from the query. Reads everything.

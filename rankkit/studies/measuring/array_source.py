@@ -252,7 +252,7 @@ class ArraySource:
     @property
     def _structure(self) -> set[str]:
         """What holds for every matrix."""
-        found = {"non_negative", "rows_sum_to_one"} if self._arrays.rows_sum_to_one else set()
+        found = set(self._arrays.structure)
         if self._arrays.queries_count == self._arrays.keys_count:
             found |= {"square", *(("triangular",) if self._mask.kind is MaskKind.CAUSAL else ())}
         return found

@@ -273,11 +273,11 @@ def dense_example(structure: Collection[str]) -> DenseOperator:
     matrix = torch.tensor([[[0.75, 0.25], [0.5, 0.5]]], dtype=torch.float64)
     if "triangular" in structure:
         matrix = torch.tensor([[[1.0, 0.0], [0.5, 0.5]]], dtype=torch.float64)
+    if "non_negative" not in structure:
+        matrix = matrix @ torch.tensor([[[1.0, 0.0], [3.0, -2.0]]], dtype=torch.float64)  # rows of sum 1, one negative
     if "rows_sum_to_one" not in structure:
         matrix = 3 * matrix
-    if "non_negative" not in structure:
-        matrix = matrix * torch.tensor([[[1.0], [-1.0]]], dtype=torch.float64)
-    return DenseOperator(matrix=matrix if "square" in structure else matrix[:, :1])
+    return DenseOperator(matrix=matrix if "square" in structure else torch.nn.functional.pad(matrix, (0, 1)))
 
 
 def chosen_numbers(name: str, wanted: Sequence[int] | None, known: Sequence[int]) -> tuple[int, ...]:

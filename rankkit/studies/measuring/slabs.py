@@ -76,7 +76,7 @@ def group_layout(config: MeasureConfig, plan: Plan, arm: PlannedArm, *, baseline
         method_rule="; ".join(f"{region}: {method} ({rule})" for region, (method, rule) in plan.methods.items()),
         unavailable=_unavailable(config, plan, arm, baseline),
         rows_sum_to_one=baseline != "logits"
-        and all("rows_sum_to_one" in one.structure for one in _examples(arm).values()),
+        and all({"non_negative", "rows_sum_to_one"} <= one.structure for one in _examples(arm).values()),
         kept=kept,
         features=arm.features if "queries" in kept else None,
         logit_scale=arm.logit_scale if "queries" in kept else None,
