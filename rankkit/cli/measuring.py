@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from rankkit.cli.console import INTERRUPTED, Output, command_line, counted, duration
+from rankkit.errors import SpectrumFileError
 
 if TYPE_CHECKING:
     from rankkit.studies.measuring.config import MeasureConfig
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from rankkit.studies.measuring.plan import Plan
     from rankkit.studies.measuring.source import Source
 
-__all__ = ["figures_folder", "measure_and_report", "show_plan"]
+__all__ = ["check_some_measured", "figures_folder", "measure_and_report", "show_plan"]
 
 SWAPPED_MASK: Final = "swapped_mask"
 """Attribute of groups that stand by themselves: which mask was swapped in, or why none was."""
@@ -264,14 +265,26 @@ def _why_no_gap(found: Measured) -> str:
 
 
 def _setting(found: Measured) -> str:
-    """What the ranks below depend on, in a line."""
+    """What the ranks below depend on, in a line: without p or a step where they mean nothing."""
     plan = found.plan
+    prefix = f", p = {plan.prefix_length}" if _has_prefix(plan) else ""
     of = "" if plan.documents is None else f" of {counted(len(set(plan.documents.tolist())), 'document')}"
-    steps = ", ".join(map(str, plan.steps))
+    steps = "" if plan.steps == (0,) else f"; step {', '.join(map(str, plan.steps))}"
     return (
-        f"n = {plan.sequence_length}, p = {plan.prefix_length}; {counted(len(plan.sequences), 'sequence')}{of}; "
-        f"layers {_ranges(plan.layers)}, heads {_ranges(plan.heads)}; step {steps}\n"
+        f"n = {plan.sequence_length}{prefix}; {counted(len(plan.sequences), 'sequence')}{of}; "
+        f"layers {_ranges(plan.layers)}, heads {_ranges(plan.heads)}{steps}\n"
     )
+
+
+def _has_prefix(plan: Plan) -> bool:
+    """Whether p is in a number below: through a region, or a mask, own or swapped in."""
+    from rankkit.masks import MaskKind
+    from rankkit.studies.measuring.plan import swapped_mask
+
+    masks = [arm.facts.mask for arm in plan.arms]
+    if "swapped" in plan.applied:
+        masks += [str(arm.swapped or swapped_mask(arm.facts.mask)) for arm in plan.arms]
+    return str(MaskKind.PREFIX) in masks or any(region.startswith("prefix_block") for region in plan.regions)
 
 
 def _ranges(numbers: tuple[int, ...]) -> str:
@@ -316,6 +329,24 @@ def _quality(path: Path, found: Measured) -> Iterator[str]:
     for arm, counts in _statuses(found).items():
         if counts["failed"] or counts["degenerate"]:
             yield f"{arm}: of the matrices {counts['failed']:,} failed and {counts['degenerate']:,} are degenerate"
+
+
+def check_some_measured(shown: Mapping[str, Any]) -> None:
+    """Refuse to call a measurement done of which nothing came.
+
+    Args:
+        shown: what `measure_and_report` returned.
+
+    Raises:
+        SpectrumFileError: every matrix failed.
+    """
+    counts = [of_arm for of_arm in shown["statuses"].values() if sum(of_arm.values())]
+    if all(of_arm["failed"] == sum(of_arm.values()) for of_arm in counts):
+        total = sum(of_arm["failed"] for of_arm in counts)
+        raise SpectrumFileError(
+            f"{shown['file']} must hold spectra, but all {total:,} matrices failed: their entries are not finite, or no "
+            "method converged. Look for nan or inf in the weights or arrays."
+        )
 
 
 def figures_folder(path: Path) -> Path:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rankkit.cli.console import Output, common_options, device_option, examples, guarded, integers, names, shard_option
-from rankkit.cli.measuring import measure_and_report, show_plan
+from rankkit.cli.measuring import check_some_measured, measure_and_report, show_plan
 from rankkit.cli.model_options import (
     PREFIX,
     check_no_model_options,
@@ -131,7 +131,9 @@ def command(
             show_plan(source, config, output)
             return
         made = Path(out) if out else _default_output(source, Path(target))
-        output.result(measure_and_report(source, config, made, output, place, force=force, resume=resume))
+        shown = measure_and_report(source, config, made, output, place, force=force, resume=resume)
+        output.result(shown)
+        check_some_measured(shown)
 
 
 @contextlib.contextmanager

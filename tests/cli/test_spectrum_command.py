@@ -296,19 +296,27 @@ def test_figures_stand_in_the_run_or_under_the_name_of_the_file(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arms", "measures", "why"),
     [
-        (("unilm",), "effective_rank", "there are no causal and prefix arm with the same objective"),
+        (("unilm", "gpt-full"), "effective_rank", "there are no causal and prefix arm with the same objective"),
         (("gpt", "unilm"), "sink_position", "nothing was measured that has a mean"),
     ],
 )
 def test_where_there_is_no_gap_it_says_why(
     arms: tuple[str, ...], measures: str, why: str, run: Run, tmp_path: Path
 ) -> None:
-    which = run if len(arms) == 2 else trained_run(tmp_path / "run", run_config(arms, (0,)))
+    which = run if arms == ("gpt", "unilm") else trained_run(tmp_path / "run", run_config(arms, (0,)))
     options = ("--samples", "1", "--layers", "0", "--regions", "full", "--measures", measures)
     result = invoke(which, *options, "--out", tmp_path / "s.h5")
     assert result.exit_code == 0, result.output
     assert f"No gap to split: {why}." in result.stdout.splitlines()
     assert f"such as {measures}_full.png" in result.stdout
+
+
+def test_an_arm_without_a_partner_has_the_table_of_a_single_model(tmp_path: Path) -> None:
+    alone = trained_run(tmp_path / "run", run_config(("unilm",), (0,)))
+    result = invoke(alone, "--samples", "1", "--layers", "0", "--regions", "full", "--out", tmp_path / "s.h5")
+    assert result.exit_code == 0, result.output
+    assert "unilm (prefix), full: effective rank" in result.stdout
+    assert "No gap" not in result.stdout
 
 
 def test_without_a_picture_no_figures_are_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

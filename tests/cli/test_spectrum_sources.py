@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from click.testing import CliRunner, Result
 from small_run import run_config, trained_run
 
 from rankkit.cli import main
+from rankkit.cli.measuring import check_some_measured
+from rankkit.errors import SpectrumFileError
 from rankkit.store import describe, read_group
 from rankkit.studies import Run
 
@@ -90,9 +93,41 @@ def test_arrays_are_measured_under_the_mask_that_they_were_made_under(tmp_path: 
     assert result.exit_code == 0, result.output
     (group,) = describe(tmp_path / "qk-measured.h5").groups
     assert (group.name, group.attributes["mask"], group.dimensions["head"]) == ("arrays", "prefix", 4)
-    assert "No gap to split: there are no causal and prefix arm with the same objective." in result.stdout
+    lines = result.stdout.splitlines()
+    assert re.fullmatch(r"n = 24, p = 8; 1 sequences?; layers 0-1, heads 0-3", lines[0])
+    assert "No gap" not in result.stdout
+    means = read_group(tmp_path / "qk-measured.h5", "arrays")["effective_rank"][0, 0, 0, :, 0].mean(axis=-1)
+    table = lines[lines.index("arrays (prefix), full: effective rank".ljust(len(lines[2]))) :]
+    row = next(line.split() for line in table if line.split()[:1] == ["1"])
+    assert row[1:3] == [f"{mean:.4g}" for mean in means[:, 1]]
     floor = next(line for line in result.stdout.splitlines() if "model floor" in line)
     assert "float64" in floor
+
+
+def test_matrices_print_their_ranks_without_a_prefix_that_they_do_not_have(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.tril(np.ones((2, 3, 6, 6))) / np.arange(1, 7)[:, None])
+    result = invoke(tmp_path / "a.npy", "--mask", "causal")
+    assert result.exit_code == 0, result.output
+    assert re.fullmatch(r"n = 6; 1 sequences?; layers 0-1, heads 0-2", result.stdout.splitlines()[0])
+    assert "arrays (causal), full: effective rank" in result.stdout
+    assert "the floors may have moved one matrix's effective rank by" in result.stdout
+    assert "No gap" not in result.stdout
+
+
+def test_arrays_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.full((4, 4), np.nan))
+    result = invoke(tmp_path / "a.npy", "--mask", "none")
+    assert result.exit_code == 1
+    assert (
+        "must hold finite numbers, got nan at entry (0, 0) of attention, sequence 0, layer 0, head 0" in result.stderr
+    )
+
+
+def test_a_measurement_of_which_nothing_came_is_an_error() -> None:
+    counts = {"ok": 0, "estimated": 0, "degenerate": 0, "failed": 3}
+    with pytest.raises(SpectrumFileError, match=r"s\.h5 must hold spectra, but all 6 matrices failed"):
+        check_some_measured({"file": "s.h5", "statuses": {"gpt": counts, "unilm": counts}})
+    check_some_measured({"file": "s.h5", "statuses": {"gpt": counts, "unilm": counts | {"ok": 1}}})
 
 
 def test_the_floor_that_half_precision_leaves_is_said(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from measured_run import FAST
 
-from rankkit.errors import ConfigurationError
+from rankkit.errors import ConfigurationError, SpectrumFileError
 from rankkit.masks import Causal, Cross, Mask, Prefix
 from rankkit.operators import AttentionOperator
 from rankkit.spectra import spectrum
@@ -228,6 +228,17 @@ def test_what_arrays_do_not_have_is_refused_by_name(
     with pytest.raises(ConfigurationError, match=message):
         measured(path, tmp_path / "s.h5", mask, **config)
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.npz"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_refused_by_its_place_unless_it_is_left_out(value: float, tmp_path: Path) -> None:
+    arrays = factors()
+    arrays["keys"][2, 1, 3, 5, 7] = value
+    path = saved(tmp_path / "a.npz", arrays)
+    place = r"entry \(5, 7\) of keys, sequence 2, layer 1, head 3"
+    with pytest.raises(SpectrumFileError, match=rf"must hold finite numbers, got {value} at {place}\. Leave it out"):
+        measured(path, tmp_path / "s.h5", "causal")
+    measured(path, tmp_path / "s.h5", "causal", layers=(0,), regions=("full",))
 
 
 def test_a_square_mask_needs_square_matrices(tmp_path: Path) -> None:

@@ -6,13 +6,14 @@ import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import torch
 
-from rankkit.errors import ConfigurationError
+from rankkit.errors import ConfigurationError, SpectrumFileError
 from rankkit.files import sha256_of_file
 from rankkit.masks import Bidirectional, Cross, Mask, MaskKind
 from rankkit.operators import AttentionOperator, DenseOperator, Operator
@@ -131,6 +132,19 @@ class ArraySource:
                 "another --mask."
             )
 
+    def _check_finite(self, rows: Sequence[int], layers: Sequence[int], heads: Sequence[int]) -> None:
+        """Refuse entries that no matrix with singular values has."""
+        for sequence, layer in product(rows, layers):
+            for name, block in self._arrays.block(slice(sequence, sequence + 1), layer, heads).items():
+                found = np.argwhere(~np.isfinite(block))
+                if found.size:
+                    _, head, row, column = found[0].tolist()
+                    raise SpectrumFileError(
+                        f"{self._path} must hold finite numbers, got {block[tuple(found[0])]} at entry ({row}, {column}) of "
+                        f"{name}, sequence {sequence}, layer {layer}, head {heads[head]}. Leave it out with --layers or "
+                        "--heads, or save it again."
+                    )
+
     @property
     def facts(self) -> SourceFacts:
         """Where the arrays came from."""
@@ -155,6 +169,7 @@ class ArraySource:
 
         Raises:
             ConfigurationError: layers, heads, samples, regions or baselines that they do not have.
+            SpectrumFileError: an entry that would be measured is not finite.
         """
         arrays = self._arrays
         self._check_config(config)
@@ -167,6 +182,8 @@ class ArraySource:
         rows = spread(arrays.sequences, wanted)[shard_rows(wanted, config.shard)]
         methods = region_methods(self._possible(config), min(arrays.queries_count, arrays.keys_count), p)
         layers = chosen_numbers("layers", config.layers, range(arrays.layers))
+        heads = chosen_numbers("heads", config.heads, range(arrays.heads))
+        self._check_finite(rows, layers, heads)
         return Plan(
             sequence_length=arrays.keys_count,
             queries=arrays.queries_count,
@@ -174,7 +191,7 @@ class ArraySource:
             regions=tuple(methods),
             applied=APPLIED if self._swappable else APPLIED[:1],
             layers=layers,
-            heads=chosen_numbers("heads", config.heads, range(arrays.heads)),
+            heads=heads,
             arms=(self._arm(tuple(methods), layers, p),),
             steps=(0,),
             sequences=np.full((len(rows), arrays.keys_count), -1, dtype=np.int64),
