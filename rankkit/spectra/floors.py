@@ -55,8 +55,9 @@ _FUSED_BLOCK: Final = 512
 """Keys whose sum a fused kernel takes by itself (torch's on the CPU); the sums are added one after another."""
 _KEYS_PER_BLOCK_ROUNDING: Final = 1024
 """The k-th of N equal blocks added rounds k of N parts: N / 2 roundings for 512 N keys. Measured at 65536: half of that."""
-_EAGER_ROUNDINGS: Final = 3
-"""Of a logit that is stored in half precision: as product, which torch sums in float32, when scaled, and with the mask."""
+_EAGER_ROUNDINGS: Final = 2
+"""Of a logit that is stored in half precision: as product, which torch sums in float32, and when scaled; adding a mask's 0 is
+exact."""
 CAP_ROUNDINGS: Final = 7
 """Of c tanh(s / c), each of at most min(c, |s|): quotient, product, c itself, and 4 for a tanh that is off by two units in
 the last place, as CUDA's may be; measured 2.7 u at most on the CPU."""
@@ -124,7 +125,7 @@ def model_floor(
     the row's largest logit, the sink among them: a sink is exact, and beyond that one more term of the row sum.
 
     A model that writes its attention out in half precision stores logits in it that were summed in float32: then
-    |ds| <= (3 u(accumulation) + (d + 2) u(float32)) scale |q| |k|, and what r exceeds 8 by counts in float32.
+    |ds| <= (2 u(accumulation) + (d + 2) u(float32)) scale |q| |k|, and what r exceeds 8 by counts in float32.
 
     Assumes inner products accumulated so on inputs held exactly (no TF32), and bias and sink as held. The row sums are
     those of torch's kernels on the CPU, the lanes those of AVX2; rows of few equal logits are the worst ones found. An
