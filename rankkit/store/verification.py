@@ -8,7 +8,7 @@ found nothing, and no more than a few mebibytes of each variable are in memory a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,9 @@ def _structure(file: h5py.File) -> Iterator[str]:
     groups = measure_groups(file)
     if not groups:
         yield "/ must hold the spectra of at least one arm, got none"
+    if not newer:
+        known = {*groups, *comparison_groups(file), *(f"{schema.FUNCTIONAL}/{arm}" for arm in functional_groups(file))}
+        yield from _unknown_groups(file, known)
     for name, group in groups.items():
         yield from _names(name, contents_in(group))
         yield from _attributes(name, attributes_of(group))
@@ -123,6 +126,14 @@ def _structure(file: h5py.File) -> Iterator[str]:
             yield f"{name} must be of an arm in this file, got none of that name"
         yield from _missing(name, schema.FUNCTIONAL_ATTRIBUTES, attributes_of(group))
         yield from _variables(f"{name}/", group, schema.FUNCTIONAL_VARIABLES, newer=newer)
+
+
+def _unknown_groups(file: h5py.File, known: Collection[str]) -> Iterator[str]:
+    """Groups that are none of ours, nor on the way to one."""
+    above = {name[:place] for name in known for place, letter in enumerate(name) if letter == "/"}
+    found: list[str] = []
+    file.visititems(lambda name, entry: found.append(name) if isinstance(entry, h5py.Group) else None)
+    yield from (f"{name} must be in the schema, got an unknown group" for name in found if name not in {*known, *above})
 
 
 def _names(name: str, contents: GroupContents) -> Iterator[str]:
@@ -221,7 +232,7 @@ def _contents(name: str, group: h5py.Group, small: Mapping[str, NDArray[Any]], r
         outputs = _layer_blocks(group, contents.layer_measures, small)
         layers = ((index, layer_violations(spectra, recompute)) for index, spectra in outputs)
         yield from _claims(name, small, layers, "layer outputs", LAYER_AXES)
-    if "attention" in group and _rows_sum_to_one(group):
+    if "attention" in datasets_in(group) and _rows_sum_to_one(group):
         kept = ((index, attention_violations(blocks)) for index, blocks in _attention_blocks(group, small))
         yield from _claims(name, small, kept, "matrices", schema.KEPT_AXES)
 

@@ -239,3 +239,14 @@ def test_names_that_the_writer_would_not_take_are_found(copy: Path) -> None:
     found = verify(edited(copy, rename))
     assert "_gpt must have a name that an arm may have, got another" in found
     assert "_gpt/feature must have a name that a measure may have, got another" in found
+
+
+@pytest.mark.parametrize("name", ["gpt/attention", "other/deep", "comparison/by_nothing"])
+def test_a_group_that_is_none_of_ours_is_found(copy: Path, name: str) -> None:
+    found = verify(edited(copy, lambda file: file.create_group(name)))
+    assert f"{name} must be in the schema, got an unknown group" in found
+
+
+def test_an_arm_inside_another_may_be_called_like_a_variable(copy: Path) -> None:
+    found = verify(edited(copy, lambda file: file.copy("gpt", "gpt/attention")))
+    assert not [problem for problem in found if "unknown group" in problem]
