@@ -125,8 +125,9 @@ def command(
     from rankkit.training.environment import choose_device
 
     place, about_models = choose_device(device), take_model_options(options)
-    config = _configuration(**options)
+    asked = _configuration(**options)
     with _opened(target, place, mask, scale, about_models) as source:
+        config = _of_file(asked, source, options)
         if plan:
             show_plan(source, config, output)
             return
@@ -171,6 +172,15 @@ def _opened(
         raise click.UsageError(f"{path} is a Hugging Face model: write {PREFIX}{path}.")
     else:
         yield RunSource(open_run(path), device)
+
+
+def _of_file(config: MeasureConfig, source: Source, options: dict[str, Any]) -> MeasureConfig:
+    """The same; of a file what it holds, where no option asked for something else."""
+    from rankkit.studies.measuring.kept_source import KeptSource
+
+    if not isinstance(source, KeptSource):
+        return config
+    return source.as_kept(config, regions=options["regions"] is None, measures=options["measures"] is None)
 
 
 def _default_output(source: Source, path: Path) -> Path:

@@ -64,6 +64,18 @@ def test_a_file_is_measured_beside_itself_unless_told_otherwise(kept: Path) -> N
     made.unlink()
 
 
+def test_a_file_that_holds_less_is_measured_as_it_was(run: Run, tmp_path: Path) -> None:
+    few = ("--samples", "1", "--layers", "1", "--heads", "2", "--regions", "full", "--measures", "stable_rank")
+    assert invoke(run.directory.path, *few, "--keep-qk", "--out", tmp_path / "kept.h5").exit_code == 0
+    result = invoke(tmp_path / "kept.h5")
+    assert result.exit_code == 0, result.output
+    (one, _), (again, _) = (describe(tmp_path / name).groups for name in ("kept.h5", "kept-measured.h5"))
+    assert (again.labels, again.measures) == (one.labels, one.measures)
+    refused = invoke(tmp_path / "kept.h5", "--regions", "prefix_block", "--out", tmp_path / "other.h5")
+    assert refused.exit_code == 2
+    assert "got prefix_block. Write --regions full." in " ".join(refused.stderr.split())
+
+
 def test_seeds_and_shards_are_parts_of_the_whole(run: Run, kept: Path, tmp_path: Path) -> None:
     result = invoke(run.directory.path, "--samples", "2", "--seeds", "1", "--out", tmp_path / "s.h5")
     assert result.exit_code == 0, result.output

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rankkit.axes import SPECTRUM_AXES
+from rankkit.axes import REGIONS, SPECTRUM_AXES
 from rankkit.errors import ConfigurationError, SpectrumFileError
 from rankkit.masks import MaskKind
 from rankkit.operators import AttentionOperator, DenseOperator, Operator
+from rankkit.spectra import MEASURES
 from rankkit.store import GroupDescription, describe, kept_in, read_group, read_kept
 from rankkit.store.door.hdf5 import opened, read_array
 from rankkit.studies.decomposition import ArmFacts
@@ -89,6 +90,25 @@ class KeptSource:
             certificate=self._root.certificate,
             precision=_PRECISIONS[stored],
             attributes={"factors_from": self._path.name},
+        )
+
+    def as_kept(self, config: MeasureConfig, *, regions: bool, measures: bool) -> MeasureConfig:
+        """What to measure where nobody asked: what the file holds of every group.
+
+        Args:
+            config: whose other settings stay.
+            regions: whether to take the file's; of matrices without queries and keys `full`.
+            measures: the same.
+        """
+        held = [set(static["region"].tolist()) for static in self._static.values()]
+        of_file = (
+            tuple(name for name in REGIONS if all(name in one for one in held)) if self._all_factors else ("full",)
+        )
+        known = tuple(name for name in MEASURES if all(name in group.measures for group in self._groups.values()))
+        return replace(
+            config,
+            regions=of_file if regions and of_file else config.regions,
+            measures=known if measures and known else config.measures,
         )
 
     def plan(self, config: MeasureConfig) -> Plan:
@@ -318,6 +338,6 @@ def _flag(group: GroupDescription, static: Mapping[str, NDArray[Any]], region: s
     if not known and of_the_prefix:
         raise ConfigurationError(
             f"regions must be among {', '.join(static['region'].tolist())}, which were measured when the factors were "
-            f"kept, got {region}. Choose from them."
+            f"kept, got {region}. Write --regions {','.join(static['region'].tolist())}."
         )
     return bool(known) and bool(static["untrained"][known[0], group.labels["layer"].index(layer)])
