@@ -27,6 +27,7 @@ __all__ = [
     "common_options",
     "counted",
     "duration",
+    "few_seeds",
     "guarded",
     "integers",
     "names",
@@ -38,6 +39,8 @@ __all__ = [
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 """Exit codes: failed with one line that says what to do; wrong usage; interrupted, with the command that resumes."""
+
+_WIDEST = 10_000  # letters: more than any table takes
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -113,9 +116,13 @@ class Output:
             click.echo(text)
 
     def table(self, table: Table) -> None:
-        """A table of the result."""
+        """A table of the result, whole however narrow the terminal: no number and no heading is ever cut."""
         if not self.as_json:
-            self.out.print(table)
+            from rich.measure import Measurement
+
+            whole = self.out.options.update(width=_WIDEST)
+            table.width = Measurement.get(self.out, whole, table).maximum
+            self.out.print(table, crop=False)
 
     def result(self, value: Mapping[str, Any]) -> None:
         """The machine-readable result, printed only with --json; not-a-number becomes null."""
@@ -161,6 +168,15 @@ def duration(seconds: float) -> str:
         return counted(max(1, round(seconds)), "second")
     tenths = f"{seconds / 60:.1f}".removesuffix(".0")
     return f"{tenths} {'minute' if tenths == '1' else 'minutes'}"
+
+
+def few_seeds(seeds: int) -> tuple[str, ...]:
+    """What to say wherever two seeds make an interval: one line for two, none for another number."""
+    if seeds != 2:
+        return ()
+    return (
+        "Two seeds make an interval of one degree of freedom, which hardly knows its own width: train three or more.",
+    )
 
 
 def command_line(*, without: Collection[str] = ()) -> str:

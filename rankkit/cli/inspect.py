@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rankkit.cli.comparison_table import show_comparison
 from rankkit.cli.console import FAILED, Output, common_options, counted, examples, guarded, visible
 
 if TYPE_CHECKING:
@@ -159,7 +158,9 @@ def _show_file(description: FileDescription, output: Output) -> None:
     if description.comparison is not None:
         _show_comparison(description.comparison, output)
         if not output.as_json:
-            show_comparison(description.path, output)
+            from rankkit.cli.comparison_table import show_comparison
+
+            show_comparison(description.path, max(group.dimensions["seed"] for group in description.groups), output)
     for arm in description.functional:
         output.say(f"/functional/{arm}: loss when attention is cut to its leading singular triplets")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rankkit.cli.console import Output, counted, new_table
+from rankkit.cli.console import Output, counted, few_seeds, new_table
 from rankkit.studies.certificate import declared_fields
 from rankkit.studies.losses import LossComparison, PairDifference, verdict
 
@@ -38,6 +38,8 @@ def show_losses(comparison: LossComparison, output: Output) -> None:
         output.say(_apart_line(comparison))
     for difference in comparison.differences:
         output.say(verdict(difference))
+    for line in few_seeds(seeds if comparison.differences else 0):
+        output.say(line)
 
 
 def _cost_table(comparison: LossComparison) -> Table:

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rankkit.cli.console import Output, counted, new_table, visible
+from rankkit.cli.console import Output, counted, few_seeds, new_table, visible
+from rankkit.cli.effect_table import UNTRAINED
 from rankkit.statistics import Interval
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["comparison_as_dict", "show_compared", "show_side", "show_steps", "side_as_dict"]
 
 _COMPANIONS = ("logit_std", "attention_entropy", "sink_mass")
+_SAID = ("gap", "mask_effect", "learned_effect")  # in the verdict
 _DIGITS = 4  # significant, of a mean
 
 
@@ -83,10 +85,19 @@ def show_compared(found: Comparison, measure: str, output: Output) -> None:
         table = new_table(title, ["layer", *labels, *effects])
         for row in (row for row in rows if row.region == region):
             own = [_number(interval) for interval in row.own]
-            table.add_row(_layer(row), *own, *(_number(interval, "+") for interval in row.effects.values()))
+            mark = "*" if _is_untrained(found, row) else ""
+            table.add_row(f"{_layer(row)}{mark}", *own, *(_number(interval, "+") for interval in row.effects.values()))
         output.table(table)
-    for line in (*_sides(found, labels), *_notes(rows), *_verdict(found, measure)):
+    untrained = [UNTRAINED] if any(_is_untrained(found, row) for row in rows) else []
+    for line in (*_sides(found, labels), *_notes(rows), *untrained, *_verdict(found, measure)):
         output.say(line)
+
+
+def _is_untrained(found: Comparison, row: ComparedRow) -> bool:
+    """Whether the loss hardly reaches this layer's part of the matrix, in either of the two."""
+    if row.layer is None:
+        return False
+    return any(not side.trained[side.regions.index(row.region), side.layers.index(row.layer)] for side in found.sides)
 
 
 def side_labels(found: Comparison) -> tuple[str, str]:
@@ -135,9 +146,13 @@ def _verdict(found: Comparison, measure: str) -> Iterator[str]:
         return
     for row in found.rows[measure]:
         if row.layer is None:
-            gap = row.effects["gap"]
-            resolved = "resolved" if gap.resolved else "not resolved"
-            yield f"{_region(row)}, mean over layers, {found.seeds} seeds: gap {_number(gap, '+')} ({resolved})."
+            said = [
+                f"{name.replace('_', ' ')} {_number(effect, '+')} ({'' if effect.resolved else 'not '}resolved)"
+                for name, effect in row.effects.items()
+                if name in _SAID
+            ]
+            yield f"{_region(row)}, mean over trained layers, {found.seeds} seeds: {', '.join(said)}."
+    yield from few_seeds(found.seeds)
 
 
 def _over(found: Comparison) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from rankkit.cli.console import Output, counted, new_table
+from rankkit.cli.console import Output, counted, few_seeds, new_table
+from rankkit.cli.effect_table import UNTRAINED, WIDTH, Line, decimals_of, fitted_table, interval_text, number_text
 from rankkit.statistics import Interval
 from rankkit.studies.decomposition import EFFECTS, Decomposition, Row
 from rankkit.studies.same_mask import PairsCalled, SameMask
@@ -26,8 +26,6 @@ _WORDS = {
     "prefix_block_first_key_removed": "prefix block, first key removed",
 }
 _COMPANIONS = ("logit_std", "attention_entropy", "mean_ipr", "sink_mass")
-_WIDTH = 120  # letters: what the tables take
-_MOST_DECIMALS = 4  # a table's numbers stay comparable at a glance
 _TELLING = 0.25  # share of same-mask pairs called different from which the test is said to see seeds, not masks
 
 
@@ -73,7 +71,7 @@ def show_companions(found: Decomposition, output: Output) -> None:
     table = new_table(title, ["region", "layer", *(_spoken(name) for name in companions)])
     for number, row in enumerate(found.rows[companions[0]]):
         rows = [found.rows[name][number] for name in companions]
-        values = [f"{_number(entry.causal, 3)} / {_number(entry.prefix, 3)}" for entry in rows]
+        values = [f"{number_text(entry.causal, 3)} / {number_text(entry.prefix, 3)}" for entry in rows]
         table.add_row(_words(row.region), _layer(row).rstrip("~"), *values, end_section=row.layer is None)
     output.table(table)
     for name in companions:
@@ -84,28 +82,15 @@ def _table(title: str, first: str, rows: Sequence[tuple[str, Row]], found: Decom
     """With as many decimals as say something, and fit."""
     control = ["A/A"] if found.seeds > 1 else []
     headings = [first, *found.arms, "gap", *control, "mask effect", "learned effect", "interaction"]
-    decimals = _decimals([row for _, row in rows])
-    cells = [[label, *_cells(row, decimals, control=bool(control))] for label, row in rows]
-    while decimals > 0 and _width([headings, *cells]) > _WIDTH:
-        decimals -= 1
-        cells = [[label, *_cells(row, decimals, control=bool(control))] for label, row in rows]
-    table = new_table(title, headings)
-    layers = [row.layer is not None for _, row in rows]
-    for line, here, after in zip(cells, layers, [*layers[1:], True], strict=True):
-        table.add_row(*line, end_section=here and not after)
-    return table
+    lines: list[Line] = [(label, partial(_cells, row, control=bool(control)), row.layer is None) for label, row in rows]
+    return fitted_table(title, headings, lines, _decimals([row for _, row in rows]))
 
 
 def _cells(row: Row, decimals: int, *, control: bool) -> list[str]:
-    own = [_interval(interval, decimals, sign="") for interval in row.own]
-    gap, *others = (_interval(row.effects[name], decimals) for name in EFFECTS)
+    own = [interval_text(interval, decimals, sign="") for interval in row.own]
+    gap, *others = (interval_text(row.effects[name], decimals) for name in EFFECTS)
     between = [_both(row.control.between_means, decimals)] if control else []
     return [*own, gap, *between, *others]
-
-
-def _width(rows: Sequence[Sequence[str]]) -> int:
-    """Letters that a table of `new_table` takes: its cells, three between two columns, one at each side."""
-    return sum(max(map(len, column)) for column in zip(*rows, strict=True)) + 3 * len(rows[0]) - 1
 
 
 def _help(found: Decomposition, measure: str, rows: Sequence[Row]) -> Iterable[str]:
@@ -128,10 +113,7 @@ def _help(found: Decomposition, measure: str, rows: Sequence[Row]) -> Iterable[s
     yield f"interaction = what going from causal to prefix does to {prefix}'s Q and K, minus what it does to {causal}'s."
     yield _interval_help(rows)
     if any(row.untrained for row in rows):
-        yield (
-            "* rows before p - 1 of the last layer enter the loss only where a shorter prefix was drawn, in the two arms "
-            "unequally: this prefix block is left out of the mean. Whole matrices of that layer hold those rows too."
-        )
+        yield UNTRAINED
     if any(row.order_matters for row in rows):
         yield "~ the interaction exceeds the smaller effect: there the split depends on the order of the factors."
     layers = [row for row in rows if row.layer is not None]
@@ -168,6 +150,7 @@ def _verdicts(found: Decomposition, measure: str) -> Iterable[str]:
     else:
         shown = "; ".join(f"{_words(row.region)}: {_effects(row, _decimals(rows))}" for row in rows)
         yield f"{_spoken(measure)}, mean over trained layers, {found.seeds} seeds: {shown}."
+        yield from few_seeds(found.seeds)
         yield _over_sequences(rows)
 
 
@@ -176,7 +159,7 @@ def _effects(row: Row, decimals: int) -> str:
     for name in ("gap", "mask_effect", "learned_effect"):
         interval = row.effects[name]
         resolved = "resolved" if interval.resolved else "not resolved"
-        said.append(f"{name.replace('_', ' ')} {_number(interval.mean, decimals, sign='+')} ({resolved})")
+        said.append(f"{name.replace('_', ' ')} {number_text(interval.mean, decimals, sign='+')} ({resolved})")
     return ", ".join(said)
 
 
@@ -206,12 +189,9 @@ def _over(found: Decomposition) -> str:
 
 
 def _decimals(rows: Sequence[Row]) -> int:
-    """Two significant digits for a typical half-width; without any, four for the largest mean."""
-    halves = [interval.half_width for row in rows for interval in (*row.own, *row.effects.values())]
-    known = [half for half in halves if math.isfinite(half) and half > 0]
-    means = [abs(interval.mean) for row in rows for interval in row.own if math.isfinite(interval.mean)]
-    scale, digits = (float(np.quantile(known, 0.25)), 1) if known else (max(means, default=0.0), 3)
-    return 2 if scale == 0 else min(max(digits - math.floor(math.log10(scale)), 0), _MOST_DECIMALS)
+    """As many as say something of these rows."""
+    intervals = [interval for row in rows for interval in (*row.own, *row.effects.values())]
+    return decimals_of(intervals, [interval.mean for row in rows for interval in row.own])
 
 
 def _layer(row: Row) -> str:
@@ -219,22 +199,13 @@ def _layer(row: Row) -> str:
     return f"{number}{'~' if row.order_matters else ''}"
 
 
-def _interval(interval: Interval, decimals: int, *, sign: str = "+") -> str:
-    mean = _number(interval.mean, decimals, sign=sign)
-    return mean if math.isnan(interval.half_width) else f"{mean} ± {_number(interval.half_width, decimals)}"
-
-
 def _both(values: tuple[float, float], decimals: int) -> str:
-    return " / ".join(_number(value, decimals) for value in values)
-
-
-def _number(value: float, decimals: int, *, sign: str = "") -> str:
-    return "-" if math.isnan(value) else f"{value:{sign}.{decimals}f}"
+    return " / ".join(number_text(value, decimals) for value in values)
 
 
 def _say(line: str, output: Output) -> None:
     """One line of help, folded where a table would end."""
-    output.say(textwrap.fill(line, _WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False))
+    output.say(textwrap.fill(line, WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False))
 
 
 def _words(region: str) -> str:

@@ -14,8 +14,12 @@ import torch
 from click.testing import CliRunner, Result
 
 from rankkit.cli import main
+from rankkit.cli.console import Output
+from rankkit.cli.loss_table import show_losses
 from rankkit.data import synthetic
+from rankkit.studies import compare_losses
 from rankkit.studies.plan import plan_training
+from rankkit.studies.run import open_run
 from rankkit.training.config import RunConfig
 from rankkit.training.presets import PRESETS
 
@@ -131,6 +135,11 @@ def test_spectrum_table_shows_effects_companions_and_what_was_resolved(run: Path
     assert "beside every rank: gpt / unilm" in result.stdout
     assert "lie above the arithmetic floor" in result.stdout
     assert "rows before p - 1 of the last layer enter the loss only where a shorter prefix was drawn" in result.stdout
+
+
+def test_losses_of_two_seeds_say_that_two_are_few(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    show_losses(compare_losses(open_run(run)), Output(as_json=False, quiet=True))
+    assert capsys.readouterr().out.count("Two seeds make an interval of one degree of freedom") == 1
 
 
 def test_inspect_verifies_a_run_and_names_what_was_tampered_with(run: Path) -> None:

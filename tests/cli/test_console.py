@@ -12,7 +12,7 @@ import click
 import pytest
 from rich.console import Console
 
-from rankkit.cli.console import Output, counted, duration, integers, names, plain
+from rankkit.cli.console import Output, counted, duration, few_seeds, integers, names, new_table, plain
 
 
 @dataclass(frozen=True)
@@ -87,3 +87,20 @@ def test_one_of_a_thing_is_not_several(count: int, noun: str, text: str) -> None
 )  # fmt: skip
 def test_a_duration_is_in_minutes_or_in_seconds_and_never_none(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_two_seeds_alone_are_remarked_on() -> None:
+    assert [few_seeds(count) for count in (0, 1, 3)] == [()] * 3
+    (said,) = few_seeds(2)
+    assert said.startswith("Two seeds make an interval of one degree of freedom")
+
+
+def test_a_table_is_whole_in_a_narrow_terminal() -> None:
+    output, file = Output(as_json=False, quiet=False), io.StringIO()
+    output.out = Console(file=file, width=20, force_terminal=True, markup=False, highlight=False)
+    table = new_table("ranks", ["layer", "effective rank", "learned effect"])
+    table.add_row("0", "15.27 ± 0.3473", "+3.1415 ± 0.0001")
+    output.table(table)
+    text = file.getvalue()
+    assert "…" not in text
+    assert all(words in text for words in ("effective rank", "learned effect", "15.27 ± 0.3473", "+3.1415 ± 0.0001"))

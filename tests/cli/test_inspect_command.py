@@ -11,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from measured_run import FAST, measured
+from merging import WHOLE, Piece
 from small_run import PAIR, copy_of, run_config, trained_run
 
 from rankkit.cli import main
@@ -149,3 +150,52 @@ def test_a_run_counts_its_checkpoints_and_its_spectrum(run: Run, tmp_path: Path)
         invoke(copy.directory.path, "--verify").stdout.splitlines()
     )
     assert "checked" not in invoke(run.directory.path).stdout
+
+
+def two_seeds(path: Path) -> Path:
+    """A pair under two seeds, with its comparison."""
+    piece = Piece(labels={**WHOLE, "seed": (0, 3), "step": (12,)}, arms=PAIR, names=("effective_rank",))
+    return piece.write(path)
+
+
+def test_the_comparison_is_shown_whole_however_narrow_the_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    path = two_seeds(tmp_path / "s.h5")
+    text = invoke(path).stdout
+    lines = text.splitlines()
+    assert "…" not in text
+    start = lines.index(next(line for line in lines if line.startswith("full: effective rank")))
+    headings = [part.strip() for part in lines[start + 2].split("  ") if part.strip()]
+    assert headings == ["layer", "gap", "A/A", "mask effect", "learned effect", "interaction"]
+    with h5py.File(path) as stored:
+        gap, control = stored["comparison/gap"][0, 0, 0], stored["comparison/same_mask"][0, 0, 0]
+    cells = [part.strip() for part in lines[start + 4].split("  ") if part.strip()]
+    mean, half = map(float, cells[1].split(" ± "))
+    assert (mean, half, float(cells[2])) == pytest.approx((gap[0], (gap[2] - gap[1]) / 2, control), abs=0.5)
+    assert "A/A = root mean square difference between two single seeds of one arm." in lines
+    assert any(line.startswith("Two seeds make an interval of one degree of freedom") for line in lines)
+
+
+def test_a_control_that_is_not_known_is_neither_shown_nor_explained(file: Path) -> None:
+    text = invoke(file).stdout
+    assert "full: effective rank" in text
+    assert "A/A" not in text
+    assert "Two seeds" not in text
+
+
+def test_two_arms_are_compared_with_every_effect_and_the_mark_of_what_is_hardly_trained(tmp_path: Path) -> None:
+    path = two_seeds(tmp_path / "s.h5")
+    result = CliRunner().invoke(main, ["compare", f"{path}::gpt", f"{path}::unilm"])
+    assert result.exit_code == 0, result.output
+    (said,) = [
+        line for line in result.stdout.splitlines() if line.startswith("full, mean over trained layers, 2 seeds")
+    ]
+    assert [part.split()[0] for part in said.split(": ", 1)[1].split(", ")] == ["gap", "mask", "learned"]
+    assert said.count("resolved)") == 3
+    assert result.stdout.count("Two seeds make an interval of one degree of freedom") == 1
+    with h5py.File(path) as stored:
+        untrained = int(stored["gpt/untrained"][()].sum())
+    assert sum(line.split()[:1] == ["2*"] for line in result.stdout.splitlines()) == untrained
+    assert result.stdout.count("* rows before p - 1 of the last layer") == (untrained > 0) == 1

@@ -219,3 +219,9 @@ def test_the_plain_values_are_json_and_say_which_scale_a_control_has() -> None:
             for name in EFFECTS:
                 interval = row.effects[name]
                 assert seen[name] == {"mean": interval.mean, "lower": interval.lower, "upper": interval.upper}
+
+
+def test_two_seeds_are_said_to_be_too_few(capsys: pytest.CaptureFixture[str]) -> None:
+    said = "Two seeds make an interval of one degree of freedom"
+    for seeds in (1, 2, 3):
+        assert printed(capsys, show_decomposition, found(seeds), "effective_rank").count(said) == (seeds == 2)
