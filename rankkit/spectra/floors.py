@@ -56,7 +56,7 @@ _FUSED_BLOCK: Final = 512
 _KEYS_PER_BLOCK_ROUNDING: Final = 1024
 """The k-th of N equal blocks added rounds k of N parts: N / 2 roundings for 512 N keys. Measured at 65536: half of that."""
 _EAGER_ROUNDINGS: Final = 2
-"""Of a logit that is stored in half precision: as product, which torch sums in float32, and when scaled; adding a mask's 0 is
+"""Of a logit stored in half precision: as product, which torch sums in float32, and when scaled; adding 0 of a mask is
 exact."""
 CAP_ROUNDINGS: Final = 7
 """Of c tanh(s / c), each of at most min(c, |s|): quotient, product, c itself, and 4 for a tanh that is off by two units in
