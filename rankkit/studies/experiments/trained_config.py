@@ -64,7 +64,7 @@ class ClaimConfig:
     """Such as `pair/unilm < pair/gpt`; see `contrasts`."""
     of: str = "loss"
     """`loss` (of the evaluation, nats per token), `extra_loss` (functional rank: what cutting every head's matrix costs), or
-    a measure from `rankkit.spectra.MEASURES`, averaged over heads, trained layers and sequences."""
+    a measure from `rankkit.spectra.MEASURES`, averaged over heads, sequences and the layers trained in all its arms."""
     region: str = "full"
     """Of a measure: which part of the matrices."""
     kept: float = 0.125
@@ -117,7 +117,7 @@ class CorrelationConfig:
     cells: tuple[str, ...] = ()
     """RUN/ARM, the arms that are looked at."""
     over: Literal["steps", "arms", "seeds"] = "steps"
-    """`steps`: over the checkpoints of each arm and seed but the first; `arms`: over the arms of each seed; `seeds`: over
+    """`steps`: over the checkpoints of each arm and seed but the first; `arms`: over the arms, seeds averaged; `seeds`: over
     the seeds, arms averaged. The last two at the last checkpoint."""
     controls: tuple[str, ...] = ("logit_std", "attention_entropy")
     """Measures that are held still."""
