@@ -1,4 +1,4 @@
-"""Writes the README's tables of `make faults` and `make fuzz` from their summaries: run `make page`."""
+"""Writes the README's table of `make faults` from its summary: run `make page`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 
 from generated import written
 from robustness.fault_table import fault_table
-from robustness.fuzz_table import fuzz_table
 
 ROOT = Path(__file__).parents[2]
 PAGE, SUMMARIES = ROOT / "README.md", ROOT / "experiments" / "robustness"
@@ -15,7 +14,7 @@ PAGE, SUMMARIES = ROOT / "README.md", ROOT / "experiments" / "robustness"
 
 def tables() -> dict[str, str]:
     """Every generated part of the page by the name in its markers."""
-    makers = {"faults": fault_table, "fuzz": fuzz_table}
+    makers = {"faults": fault_table}
     return {
         name: make(json.loads((SUMMARIES / f"{name}.json").read_text(encoding="utf-8")))
         for name, make in makers.items()
