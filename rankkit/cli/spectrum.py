@@ -52,7 +52,10 @@ _METHODS = ("auto", "exact", "gram", "svd", "matrix-free")
 @click.argument("target", metavar="RUN|FILE|ARRAYS|hf:PATH")
 @click.option("--samples", type=click.IntRange(1), help="Held-out sequences.  [default: 32; 1 where matrix-free]")
 @click.option(
-    "--shard", default="0/1", show_default=True, help="Part i of n of the samples; `rankkit merge` joins them."
+    "--shard",
+    default="0/1",
+    show_default=True,
+    help="Part i of n of the samples, in whole batches of 8; `rankkit merge` joins them.",
 )
 @click.option("--seeds", help="Such as 0,2.  [default: all that are finished]")
 @click.option("--sequence-length", type=click.IntRange(1), help="Tokens per sequence.  [default: the run's]")

@@ -84,7 +84,10 @@ def test_seeds_and_shards_are_parts_of_the_whole(run: Run, kept: Path, tmp_path:
     )
     refused = invoke(run.directory.path, "--samples", "2", "--shard", "0/2", "--out", tmp_path / "t.h5")
     assert refused.exit_code == 2
-    assert "shard must be one of at most 1 (2 sequences in batches of 8), got 0/2" in refused.stderr
+    assert (
+        "shard must be of at most 1 here, because a shard holds whole batches of 8 sequences and there are 2, got 0/2"
+        in refused.stderr
+    )
 
 
 def test_the_plan_says_what_would_be_kept_and_more_than_the_limit_is_refused(run: Run, tmp_path: Path) -> None:

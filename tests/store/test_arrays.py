@@ -338,6 +338,18 @@ def test_an_unreadable_file_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     refused(path, "must be readable, got: permission denied. Ask its owner")
 
 
+@pytest.mark.parametrize(
+    ("array", "found"),
+    [(np.zeros(5), r"float64 of shape \(5,\)"), (np.array([{}], dtype=object), r"object of shape \(1,\)")],
+)
+def test_a_single_array_is_told_the_shape_and_type_that_it_should_have(array: Any, found: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "one.npy", array)
+    with pytest.raises(
+        SpectrumFileError, match=f"must hold floats with 2 to 5 axes, .* got {found}. Save it with that"
+    ):
+        read_arrays(tmp_path / "one.npy")
+
+
 @pytest.mark.parametrize("kind", ["npz", "h5"])
 @pytest.mark.parametrize(
     ("arrays", "message"),

@@ -177,7 +177,7 @@ def test_kept_factors_are_those_of_the_model(kept: tuple[Path, Measured], small:
         ({"samples": 4}, "samples must be at most 3"),
         ({"layers": (2,)}, "layers must be within 0..1"),
         ({"seeds": (5,)}, "seeds must be within 0..1, got"),
-        ({"shard": (0, 2)}, "shard must be one of at most 1"),
+        ({"shard": (0, 2)}, "shard must be of at most 1 here"),
         ({"functional_scopes": ("all",)}, "functional rank must have the model"),
     ],
 )

@@ -113,8 +113,12 @@ def test_what_was_kept_is_neither_overwritten_nor_mixed_with_another_measurement
         measured(small, path, config=config, after=2)
     with pytest.raises(OutputExistsError, match="--resume"):
         measured(small, path, config=config)
-    with pytest.raises(ConfigurationError, match="samples"):
+    with pytest.raises(ConfigurationError, match=r"samples must be .*, '1', got '2'\. .* It was begun by: it$"):
         measured(small, path, config={**config, "samples": 2}, resume=True)
+    with pytest.raises(ConfigurationError, match=r"checkpoints must be .*, 'last', got 'all'"):
+        measured(small, path, config={**config, "checkpoints": "all"}, resume=True)
+    with pytest.raises(ConfigurationError, match=r"layers must be .*, 'all', got '0, 1'"):
+        measured(small, path, config={**config, "layers": (0, 1), "measures": ("stable_rank",)}, resume=True)
     other = replace(small, config=replace(small.config, seeds=(0,)))
     with pytest.raises(ConfigurationError):
         measured(other, path, config=config, resume=True)

@@ -124,6 +124,12 @@ def _only(path: Path, entries: Mapping[str, ArrayEntry]) -> str:
     matrices = [name for name, entry in entries.items() if len(entry.shape) >= 2]
     floats = [name for name in matrices if entries[name].is_float]
     candidates = floats or matrices
+    if not candidates and set(entries) == {""}:  # a .npy, which has no names
+        entry = entries[""]
+        raise SpectrumFileError(
+            f"{path} must hold floats with 2 to {MOST_AXES} axes, the last of (sequence, layer, head, row, column), got "
+            f"{entry.kind[:20]} of shape {entry.shape[:8]}. Save it with that shape and type."
+        )
     if len(candidates) != 1 or candidates[0].rpartition("/")[2] in of_factors:
         raise SpectrumFileError(
             f"{path} must hold {ATTENTION_NAME}, or queries and keys, or a single array, got {_listing(entries)}. "

@@ -285,12 +285,14 @@ def _kept(
             f"{path} must not exist yet, got one of an interrupted measurement: {_slabs(len(found.positions))} kept. Add "
             "--resume to continue it, or --force to begin again."
         )
-    _check_facts(path, header.facts, facts)
+    _check_facts(path, header, facts)
     os.ftruncate(descriptor, found.end)
     return header, found
 
 
-def _check_facts(path: Path, begun: Mapping[str, str], facts: Mapping[str, str]) -> None:
+def _check_facts(path: Path, header: Header, facts: Mapping[str, str]) -> None:
+    begun, command = header.facts, header.notes.get("command")
+    first = f" It was begun by: {command}" if command else ""
     for name in {**facts, **begun}:
         then, now = begun.get(name, ""), facts.get(name, "")
         if then != now:
@@ -298,7 +300,7 @@ def _check_facts(path: Path, begun: Mapping[str, str], facts: Mapping[str, str])
             start = max(0, same - _SHOWN // 3)
             raise ConfigurationError(
                 f"{name} must be what it was when {path} was begun, {_excerpt(then, start)}, got {_excerpt(now, start)}. "
-                "Change it back to continue, or add --force without --resume to begin again."
+                f"Change it back to continue, or add --force without --resume to begin again.{first}"
             )
 
 

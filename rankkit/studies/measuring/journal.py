@@ -68,21 +68,32 @@ def open_journal(
 
 
 def _dependencies(facts: SourceFacts, plan: Plan, config: MeasureConfig, host: Mapping[str, Any]) -> dict[str, str]:
-    """Everything that decides the numbers, by name."""
+    """Everything that decides the numbers, by name: first what somebody typed, for the first that differs is told."""
     settings = replace(config, workers=None, keep_limit=0)  # results do not depend on them
     checkpoints = "".join(
         sha for arm in plan.arms for row in (*arm.checkpoint_sha256, *arm.initial_sha256) for sha in row
     )
     return {
-        **{entry.name: repr(getattr(settings, entry.name)) for entry in fields(settings)},
+        **{entry.name: _words(entry.name, getattr(settings, entry.name)) for entry in fields(settings)},
+        "arms": ", ".join(f"{arm} seed {seed}" for arm, seed in plan.units),
+        "steps": ", ".join(map(str, plan.steps)),
         **{name: str(value) for name, value in host.items()},
         "configuration of the run": _digest(facts.configuration.encode()),
         "certificate of the run": _digest(facts.certificate.encode()),
-        "checkpoints": _digest(checkpoints.encode()),
-        "tokens": _digest(plan.sequences.tobytes()),
-        "arms": ", ".join(f"{arm} seed {seed}" for arm, seed in plan.units),
-        "steps": ", ".join(map(str, plan.steps)),
+        "SHA-256 of the checkpoints": _digest(checkpoints.encode()),
+        "SHA-256 of the tokens": _digest(plan.sequences.tobytes()),
     }
+
+
+def _words(name: str, value: object) -> str:
+    """A setting as somebody would say it."""
+    if value is None:
+        return "all" if name in ("seeds", "layers", "heads") else "the default"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if name == "shard" and isinstance(value, tuple):
+        return "/".join(map(str, value))
+    return (", ".join(map(str, value)) or "none") if isinstance(value, tuple) else str(value)
 
 
 def _digest(data: bytes) -> str:

@@ -309,8 +309,8 @@ def shard_rows(count: int, shard: tuple[int, int]) -> slice:
     batches = -(-count // SEQUENCES_PER_CHUNK)
     if shards > batches:
         raise ConfigurationError(
-            f"shard must be one of at most {batches} ({count} sequences in batches of {SEQUENCES_PER_CHUNK}), got "
-            f"{index}/{shards}. Ask for fewer shards or more samples."
+            f"shard must be of at most {batches} here, because a shard holds whole batches of {SEQUENCES_PER_CHUNK} "
+            f"sequences and there are {count}, got {index}/{shards}. Ask for fewer shards or more --samples."
         )
     first, last = (batches * part // shards * SEQUENCES_PER_CHUNK for part in (index, index + 1))
     return slice(first, min(last, count))
