@@ -166,10 +166,16 @@ def _measured(
     resume: bool,
 ) -> Measured:
     """Measure under a progress bar; an interruption says what is kept and how to go on."""
+    from rankkit.store.journal.slabs import journal_path
     from rankkit.studies.drive import interruption
+    from rankkit.studies.measuring.finished import finished_measurement
     from rankkit.studies.measuring.measure import MeasurementInterruptedError, measure_attention
 
     first = command_line(without=("--resume",))
+    if resume and path.is_file() and not journal_path(path).exists():
+        found = finished_measurement(source, config, path, command=first)
+        output.note(f"{path} is finished: this very command made it, of the same checkpoints and tokens.")
+        return found
     try:
         with interruption() as request, output.progress(plan.matrices) as advance:
             return measure_attention(

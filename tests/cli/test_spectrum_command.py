@@ -356,6 +356,28 @@ def test_an_interruption_says_what_is_kept_and_how_to_go_on_and_exits_with_130(
     assert read_root(tmp_path / "s.h5").command == f"rankkit spectrum RUN {shlex.join(map(str, options))}"
 
 
+def test_resuming_what_is_finished_prints_its_table_and_another_command_is_told_what_differs(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said(*options: Any) -> Result:
+        monkeypatch.setattr("sys.argv", ["rankkit", "spectrum", "RUN", *map(str, options)])
+        return invoke(run, *options)
+
+    options = ("--samples", "1", "--regions", "full", "--measures", "mean_ipr", "--out", tmp_path / "s.h5")
+    first = said(*options)
+    content = (tmp_path / "s.h5").read_bytes()
+    again = said(*options, "--resume")
+    assert again.exit_code == 0, again.output
+    assert "s.h5 is finished: this very command made it" in again.stderr
+    tables = [result.stdout.partition("matrices in")[0].splitlines()[:-1] for result in (first, again)]
+    assert tables[0] == tables[1]
+    other = said(*options, "--layers", "0", "--resume")
+    assert other.exit_code == 1
+    assert "to be taken as finished, but it was made by 'rankkit spectrum RUN --samples 1" in other.stderr
+    assert "--force" not in other.stderr
+    assert (tmp_path / "s.h5").read_bytes() == content
+
+
 def test_help_names_every_option_in_a_line_or_two() -> None:
     text = CliRunner().invoke(main, ["spectrum", "--help"]).stdout
     for parameter in spectrum_command.command.params:
