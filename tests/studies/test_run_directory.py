@@ -225,7 +225,9 @@ def test_a_run_that_cannot_be_trusted_is_refused_by_name(edit: Edit, message: st
 def test_a_folder_without_run_toml_and_no_folder_at_all_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"must be a rankkit run, but holds no run\.toml\. Make one with"):
         open_run(tmp_path)
-    with pytest.raises(RunError, match=r"missing must be a rankkit run, got no such file or folder\. Check the spelling"):
+    with pytest.raises(
+        RunError, match=r"missing must be a rankkit run, got no such file or folder\. Check the spelling"
+    ):
         open_run(tmp_path / "missing")
 
 
