@@ -377,3 +377,10 @@ def test_documents_needed_are_the_fewest_whose_signs_could_survive_holm(comparis
 def test_documents_needed_for_no_comparison_is_refused() -> None:
     with pytest.raises(ValueError, match="comparisons must be at least 1, got 0"):
         documents_needed(0)
+
+
+def test_an_interval_says_its_ends_or_that_it_has_none() -> None:
+    assert mean_interval([1.0, 2.0, 3.0]).words() == "-0.4841 to +4.4841"
+    assert mean_interval([1.0, 2.0, 3.0]).words(1) == "-0.5 to +4.5"
+    assert mean_interval([0.5, 0.5]).words() == "no interval, for the values do not vary"
+    assert mean_interval([0.5]).words() == "no interval"

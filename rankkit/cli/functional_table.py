@@ -164,7 +164,7 @@ def _sentence(found: FunctionalRank, threshold: float) -> str:
     if found.pair is None or difference is None:
         return "No difference to show: the run has no causal and prefix arm with the same objective."
     causal, prefix = found.pair
-    size = f"{difference.mean:+.4f} nats (95%: {difference.lower:+.4f} to {difference.upper:+.4f})"
+    size = f"{difference.mean:+.4f} nats (95%: {difference.words()})"
     if len(found.arm(causal).seeds) == 1:
         return (
             f"No verdict: at k = {rank} {causal} loses {size} more than {prefix}, under one seed. Train at least three."

@@ -96,7 +96,7 @@ def _difference_line(difference: PairDifference) -> str:
     together = " together" if len(difference.declared) > 1 else ""
     return (
         f"{difference.arms[0]} - {difference.arms[1]} (differ in {declared}{together}): {interval.mean:+.4f}, 95% interval "
-        f"{interval.lower:+.4f} to {interval.upper:+.4f}, {interval.kind}, {interval.count} of them; {control}."
+        f"{interval.words()}, {interval.kind}, {interval.count} of them; {control}."
     )
 
 

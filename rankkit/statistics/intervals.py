@@ -62,6 +62,12 @@ class Interval:
         """Half the width of the interval."""
         return (self.upper - self.lower) / 2
 
+    def words(self, digits: int = 4) -> str:
+        """Both ends, as "-0.2479 to +0.2961", or that there are none."""
+        if np.isnan(self.lower) or np.isnan(self.upper):
+            return "no interval, for the values do not vary" if self.count > 1 else "no interval"
+        return f"{self.lower:+.{digits}f} to {self.upper:+.{digits}f}"
+
     @property
     def resolved(self) -> bool:
         """Whether the interval excludes zero."""

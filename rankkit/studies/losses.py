@@ -233,7 +233,7 @@ def verdict(difference: PairDifference) -> str:
     later, earlier = difference.arms
     what = " and ".join(difference.declared) or "nothing"
     interval = difference.interval
-    size = f"{interval.mean:+.4f} nats per token (95%: {interval.lower:+.4f} to {interval.upper:+.4f})"
+    size = f"{interval.mean:+.4f} nats per token (95%: {interval.words()})"
     scope = "for this model, text and number of steps"
     if len(difference.seeds) == 1:
         return (
