@@ -160,7 +160,9 @@ def _show_file(description: FileDescription, output: Output) -> None:
         if not output.as_json:
             from rankkit.cli.comparison_table import show_comparison
 
-            show_comparison(description.path, max(group.dimensions["seed"] for group in description.groups), output)
+            show_comparison(
+                description.path, max((group.dimensions["seed"] for group in description.groups), default=0), output
+            )
     for arm in description.functional:
         output.say(f"/functional/{arm}: loss when attention is cut to its leading singular triplets")
 

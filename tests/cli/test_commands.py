@@ -282,7 +282,9 @@ def test_wrong_usage_exits_with_two(arguments: tuple[str, ...]) -> None:
 
 
 def test_an_existing_run_is_refused_without_force(run: Path, text: Path) -> None:
-    assert "Add --force" in one_line_error(invoke("train-pair", str(text), "--out", str(run), *SETTINGS), 1)
+    assert "Go on with it by --resume" in one_line_error(
+        invoke("train-pair", str(text), "--out", str(run), *SETTINGS), 1
+    )
 
 
 def test_choices_beyond_the_run_are_refused(run: Path) -> None:

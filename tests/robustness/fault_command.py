@@ -70,7 +70,7 @@ def _leave_out_what_is_shown() -> None:
     for module, name in ((run_figures, "draw_losses"), (run_figures, "draw_spectra"),
                          (functional_figures, "draw_functional_rank")):  # fmt: skip
         setattr(module, name, draw_nothing)
-    measuring._show = lambda *_: {}
+    measuring._show = lambda *_: {"statuses": {"gpt": {"ok": 1, "failed": 0}}}
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -114,9 +114,9 @@ def test_a_summary_counts_what_happened_and_gives_a_table(reports: list[Report])
     assert 0 < found["peak_memory_bytes"]["found"] < found["peak_memory_bytes"]["limit"]
     half = summary(reports[:60], seed=SEED, seconds=30), summary(reports[60:], seed=SEED, seconds=31.4)
     both = combined(half)
-    assert {
-        key: both[key] for key in ("files", "outcomes", "hand_made", "failures", "peak_memory_bytes", "slowest")
-    } == {key: found[key] for key in ("files", "outcomes", "hand_made", "failures", "peak_memory_bytes", "slowest")}
+    for key in ("files", "outcomes", "hand_made", "failures", "peak_memory_bytes"):
+        assert both[key] == found[key]
+    assert both["slowest"]["seconds"] == found["slowest"]["seconds"]  # of several files, to the printed digit
     table = fuzz_table(found)
     assert table.count("\n| `") == len(TARGETS) == sum(map(len, GROUPS))
     assert f"{len(reports):,} files (" in table
