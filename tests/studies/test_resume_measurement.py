@@ -7,17 +7,23 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import pytest
 from measured_run import FAST, FEW
 from small_run import copy_of, trained_run
+from store.spectra_file import edited
 from tiny import CPU
 
+from rankkit.cli.spectrum_table import decomposition_as_dict
 from rankkit.errors import ConfigurationError, OutputExistsError
 from rankkit.store import read_root, writer
 from rankkit.store.journal.slabs import journal_path
 from rankkit.studies import MeasureConfig, Measured, Run, measure_run
 from rankkit.studies.measuring import measure as measure_module
+from rankkit.studies.measuring.finished import finished_measurement
 from rankkit.studies.measuring.measure import MeasurementInterruptedError, Progress
+from rankkit.studies.measuring.run_source import RunSource
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "exact": {"samples": 3},
@@ -147,3 +153,80 @@ def test_a_kill_between_the_rename_and_the_end_costs_nothing(
     measured(small, path, config=config, resume=True)
     assert path.read_bytes() == content
     assert not journal_path(path).exists()
+
+
+# What is finished.
+
+ESTIMATED: dict[str, Any] = {**CONFIGS["estimated"], "regions": ("full", "prefix_block")}
+
+
+@pytest.fixture(scope="module")
+def finished(small: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Measured]:
+    """A file with brackets and errors."""
+    path = tmp_path_factory.mktemp("finished") / "s.h5"
+    return path, measured(small, path, config=ESTIMATED)
+
+
+def taken(run: Run, path: Path, **config: Any) -> Measured:
+    settings = MeasureConfig(**{"measures": FEW, "workers": 1, **ESTIMATED, **config})
+    return finished_measurement(RunSource(run, CPU), settings, path, command="it")
+
+
+def test_a_finished_file_gives_the_numbers_that_were_measured(finished: tuple[Path, Measured], small: Run) -> None:
+    path, first = finished
+    again = taken(small, path)
+    assert again.values.keys() == first.values.keys()
+    for arm, ours in again.values.items():
+        theirs = first.values[arm]
+        np.testing.assert_array_equal(ours.status, theirs.status)
+        for ours_of, theirs_of in (
+            (ours.measures, theirs.measures),
+            (ours.errors, theirs.errors),
+            (ours.brackets, theirs.brackets),
+        ):
+            assert ours_of.keys() == theirs_of.keys()
+            for name, array in theirs_of.items():
+                np.testing.assert_array_equal(ours_of[name], array)
+    for found in (again, first):
+        assert found.decomposition is not None
+    assert str(decomposition_as_dict(again.decomposition)) == str(decomposition_as_dict(first.decomposition))
+
+
+def another(name: str) -> Any:
+    """Changes one stored entry of a variable of the first arm."""
+
+    def edit(file: h5py.File) -> None:
+        dataset = file["gpt"][name]
+        place = (0,) * dataset.ndim
+        stored = dataset[place]
+        dataset[place] = "ab" * 32 if isinstance(stored, bytes) else (stored + 1) % 4
+
+    return edit
+
+
+@pytest.mark.parametrize(("name", "what"), [("tokens", "tokens"), ("checkpoint_sha256", "checkpoints")])
+def test_a_file_of_other_tokens_or_checkpoints_is_not_taken_as_finished(
+    name: str, what: str, finished: tuple[Path, Measured], small: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "s.h5").write_bytes(finished[0].read_bytes())
+    edited(tmp_path / "s.h5", another(name))
+    with pytest.raises(
+        OutputExistsError, match=f"to be taken as finished, but gpt has other {what}. Name another --out"
+    ):
+        taken(small, tmp_path / "s.h5")
+
+
+@pytest.mark.parametrize(
+    ("config", "what"),
+    [
+        ({"layers": (1,)}, "layers"),
+        ({"regions": ("full",)}, "regions"),
+        ({"seeds": (0,)}, "seeds"),
+        ({"measures": FEW[:1]}, "measures"),
+    ],
+)
+def test_other_settings_of_the_same_words_are_not_taken_as_finished(
+    config: dict[str, Any], what: str, finished: tuple[Path, Measured], small: Run
+) -> None:
+    with pytest.raises(OutputExistsError, match=f"gpt has other {what}. Name another --out"):
+        taken(small, finished[0], **config)
