@@ -62,6 +62,20 @@ def test_what_was_written_reads_back_in_its_place(tmp_path: Path) -> None:
     assert verify(path, RECOMPUTE) == []
 
 
+def test_the_order_of_a_callers_measures_changes_no_byte(tmp_path: Path) -> None:
+    chosen = rich_layout(**LEAN)
+    for name, order in (("a", list), ("b", reversed)):
+        generator = np.random.default_rng(0)
+        with new_writer(tmp_path / f"{name}.h5") as writer:
+            group = writer.group("gpt", rich_layout(**LEAN, measures={}, estimated=(), errors=()))
+            write_empty(group, chosen)
+            for index in positions(chosen, "seed", "step", "layer"):
+                values = layer_slab(generator)
+                measures = {key: values.measures[key] for key in order(list(values.measures))}
+                group.write_layer_output(index, replace(values, measures=measures))
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+
+
 def write_empty(group: Any, chosen: GroupLayout) -> None:
     shape = tuple(len(chosen.labels[axis]) for axis in ("seed", "step", "region", "applied_mask", "sequence"))
     nothing = np.full((*shape, len(chosen.layers), len(chosen.heads), 0), NAN)
