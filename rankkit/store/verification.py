@@ -109,11 +109,11 @@ def _structure(file: h5py.File) -> Iterator[str]:
         known = {*groups, *comparison_groups(file), *(f"{schema.FUNCTIONAL}/{arm}" for arm in functional_groups(file))}
         yield from _unknown_groups(file, known)
     for name, group in groups.items():
-        yield from _names(name, contents_in(group))
-        yield from _attributes(name, attributes_of(group))
-        problems = kept_problems(datasets_in(group), attributes_of(group))
-        yield from (f"{name}: {problem}" for problem in problems)
-        yield from _variables(f"{name}/", group, contents_in(group).variables, newer=newer)
+        contents, attributes = contents_in(group), attributes_of(group)
+        yield from _names(name, contents)
+        yield from _attributes(name, attributes)
+        yield from (f"{name}: {problem}" for problem in kept_problems(datasets_in(group), attributes))
+        yield from _variables(f"{name}/", group, contents.variables, newer=newer)
     tables = {
         schema.COMPARISON: schema.COMPARISON_VARIABLES,
         schema.COMPARISON_BY_STEP: schema.COMPARISON_BY_STEP_VARIABLES,

@@ -145,9 +145,9 @@ def fletcher32(data: bytes | memoryview) -> int:
     for start in range(0, len(words), _PIECE):
         piece = words[start : start + _PIECE].astype(np.float64)
         weighted += len(piece) * simple
-        simple += int(piece.sum())
+        simple += int(np.add.reduce(piece))
         piece *= _WEIGHTS[_PIECE - len(piece) :]  # not a dot product, for which BLAS wakes up threads of its own
-        weighted += int(piece.sum())
+        weighted += int(np.add.reduce(piece))
     if even < len(data):
         simple += data[-1]
         weighted += simple

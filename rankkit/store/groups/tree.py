@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from rankkit.errors import SpectrumFileError
 from rankkit.store import schema
@@ -56,9 +56,10 @@ def _group(parent: h5py.Group, name: str) -> h5py.Group | None:
 
 def _with_datasets(group: h5py.Group, name: str) -> Iterator[tuple[str, h5py.Group]]:
     """A group and all inside it that hold datasets, each before those inside it."""
-    if datasets_in(group):
+    entries = entries_of(group)
+    if any(isinstance(entry, h5py.Dataset) for _, entry in entries):
         yield name, group
-    for inner, entry in entries_of(group):
+    for inner, entry in entries:
         if isinstance(entry, h5py.Group):
             yield from _with_datasets(entry, f"{name}/{inner}")
 
@@ -68,13 +69,14 @@ def contents_in(group: h5py.Group) -> GroupContents:
 
     The bracket and the error of a measure are named after it, which no measure may be.
     """
-    described = {name: text for name, text in _descriptions(group).items() if name not in _LAYER_NAMES}
+    datasets = datasets_in(group)
+    described = {name: text for name, text in _descriptions(datasets).items() if name not in _LAYER_NAMES}
     layers = {name: text for name, text in described.items() if name.startswith(LAYER_OUTPUT)}
     own = {name: text for name, text in described.items() if name not in layers}
     ends = {name.rpartition("_")[0] for name in own if name.endswith(("_lower", "_upper"))} & set(own)
     errors = {name.rpartition("_")[0] for name in own if name.endswith("_error")} & set(own)
     companions = {f"{name}_{end}" for name in ends for end in ("lower", "upper")} | {f"{name}_error" for name in errors}
-    has_layers = any(name.startswith(LAYER_OUTPUT) for name in datasets_in(group))
+    has_layers = any(name.startswith(LAYER_OUTPUT) for name in datasets)
     return GroupContents(
         measures={name: text for name, text in own.items() if name not in companions},
         estimated=frozenset(ends - companions),
@@ -83,9 +85,9 @@ def contents_in(group: h5py.Group) -> GroupContents:
     )
 
 
-def _descriptions(group: h5py.Group) -> dict[str, MeasureDescription]:
+def _descriptions(datasets: Mapping[str, h5py.Dataset]) -> dict[str, MeasureDescription]:
     found = {}
-    for name, dataset in datasets_in(group).items():
+    for name, dataset in datasets.items():
         texts = attributes_of(dataset)
         if "definition" in texts:
             fields = {key: str(texts.get(key, "")) for key in ("long_name", "definition", "source", "units")}
