@@ -125,9 +125,13 @@ def _checks(description: FileDescription) -> str:
     for group in groups:
         whole = sum(group.statuses.get(status, 0) for status in ("ok", "degenerate"))
         again += whole * sum(name in MEASURES and MEASURES[name].needs == "singular_values" for name in group.measures)
+    failed = sum(group.statuses.get("failed", 0) for group in groups)
+    without = (
+        f"; {counted(failed, 'matrix')} failed and {'has' if failed == 1 else 'have'} no numbers" if failed else ""
+    )
     return (
         f"every checksum, {counted(matrices, 'matrix')} and {counted(values, 'value')} of measures, {again:,} of them "
-        "computed again from singular values"
+        f"computed again from singular values{without}"
     )
 
 
@@ -169,12 +173,16 @@ def _show_file(description: FileDescription, output: Output) -> None:
 
 def _show_group(group: GroupDescription, output: Output, *, known_rule: object = None) -> None:
     """How its matrices were measured, what that is worth, and what is missing; of the rule only what is not known yet."""
+    from rankkit.store.schema import TRAINED_ENOUGH
+
     used = ", ".join(f"{count:,} by {method}" for method, count in group.methods.items())
     states = ", ".join(f"{count:,} {status}" for status, count in group.statuses.items())
     output.say(
         f"  {counted(group.matrices, 'matrix')} ({used}; {states}); of the singular values {group.resolved_fraction:.1%} "
         f"lie above the arithmetic floor, {group.resolved_model_fraction:.1%} above the model floor"
     )
+    if group.attributes.get(TRAINED_ENOUGH) == 0 and group.baseline is None:
+        output.say("  not trained enough: its final loss was not below that of the model that counts")
     if not group.rows_sum_to_one:
         output.say("  rows need not sum to 1: these are not attention")
     if (rule := group.attributes.get("method_rule")) != known_rule:

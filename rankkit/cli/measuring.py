@@ -315,6 +315,7 @@ def _quality(path: Path, found: Measured) -> Iterator[str]:
     import numpy as np
 
     from rankkit.store import describe, read_group
+    from rankkit.store.schema import TRAINED_ENOUGH
 
     description = describe(path)
     precision = description.root.attributes.get("precision", "the model's precision")
@@ -332,6 +333,11 @@ def _quality(path: Path, found: Measured) -> Iterator[str]:
         )
         for name, reason in group.unavailable.items():
             yield f"{group.name}: no {name.replace('_', ' ')} ({reason})"
+        if group.attributes.get(TRAINED_ENOUGH) == 0:
+            yield (
+                f"note: {group.name} is not trained enough: its final loss is not below that of the model that counts by "
+                "two standard errors; its ranks are those of its start."
+            )
     for arm, counts in _statuses(found).items():
         if counts["failed"] or counts["degenerate"]:
             yield f"{arm}: of the matrices {counts['failed']:,} failed and {counts['degenerate']:,} are degenerate"

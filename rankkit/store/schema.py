@@ -70,6 +70,7 @@ __all__ = [
     "SIGNED_BASELINES",
     "STATUSES",
     "TOKEN_ATTRIBUTES",
+    "TRAINED_ENOUGH",
     "UNAVAILABLE",
 ]
 
@@ -159,6 +160,9 @@ ROWS_SUM_TO_ONE: Final = "rows_sum_to_one"
 
 A group without it holds attention.
 """
+
+TRAINED_ENOUGH: Final = "trained_enough"
+"""Group attribute: 1 where the arm's final loss lies below that of the model that counts, else 0; of runs alone."""
 
 LOGIT_SCALE: Final = "logit_scale"
 """Group attribute: what the products of queries and keys are multiplied by to give logits; there where they are kept."""

@@ -55,7 +55,7 @@ def test_a_file_is_described_with_all_that_it_holds(file: Path) -> None:
     assert lines.count(rule.replace("0.0938", "0.188")) + lines.count(rule) == 2  # of each arm, not of its baselines
     places = {arm: lines.index(next(line for line in lines if line.startswith(f"/{arm}: mask"))) for arm in PAIR}
     for arm, mask in (("gpt", "swapped"), ("unilm", "own")):
-        below = lines[places[arm] : places[arm] + 4]
+        below = lines[places[arm] : places[arm] + 5]
         assert f"  no log10_smallest_singular_value: {mask} mask: its theorem needs a triangular matrix" in below
         assert f"{2 * 2 * HEADS} matrices" in below[1]
     for name in ("uniform", "logits"):

@@ -23,8 +23,9 @@ from rankkit.cli.model_options import take_model_options
 from rankkit.report import functional_figures, run_figures
 from rankkit.spectra import MEASURES, MatrixFreeConfig
 from rankkit.spectra.baselines import BASELINES
-from rankkit.store import read_root
+from rankkit.store import describe, read_root
 from rankkit.studies import MeasureConfig, Run
+from rankkit.studies.losses import ArmLosses
 from rankkit.studies.measuring import measure
 from rankkit.studies.verify import verify_file
 
@@ -274,6 +275,22 @@ def test_everything_is_shown_and_ends_with_what_to_do_next(run: Run, tmp_path: P
     assert f"figures: 2 in {tmp_path / 's-figures'}, such as effective_rank_full.png" in lines
     assert lines[-1] == f"next: rankkit inspect {tmp_path / 's.h5'} --verify"
     assert "96 matrices, about " in result.stderr
+
+
+@pytest.mark.parametrize("enough", [False, True])
+def test_an_arm_that_learned_too_little_is_said_to_where_its_ranks_are_shown(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, enough: bool
+) -> None:
+    if enough:
+        monkeypatch.setattr(ArmLosses, "is_trained_enough", True)
+    out = tmp_path / "s.h5"
+    result = invoke(run, "--samples", "1", "--layers", "1", "--regions", "full", "--out", out)
+    assert result.exit_code == 0, result.output
+    for arm in ("gpt", "unilm"):
+        assert (f"note: {arm} is not trained enough: " in result.stdout) != enough
+    assert [group.attributes["trained_enough"] for group in describe(out).groups] == [int(enough)] * 2
+    inspected = CliRunner().invoke(main, ["inspect", str(out)])
+    assert inspected.stdout.count("  not trained enough: ") == (0 if enough else 2)
 
 
 def test_estimates_are_counted_in_the_table_and_named_in_the_plan_of_the_file(run: Run, tmp_path: Path) -> None:

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from measured_run import FAST, FEW, measured, tokens_of
 from small_run import PAIR, run_config, trained_run
 from tiny import N
 
 from rankkit.axes import REGIONS
+from rankkit.cli import main
 from rankkit.hooks import capture
 from rankkit.hooks.factors import LayerFactors
 from rankkit.spectra import spectrum
@@ -185,6 +187,11 @@ def test_a_failed_head_is_stored_as_failed_and_left_out_of_means_by_count(
             assert (before.missing, row.missing) == (0, 4)  # both arms, both masks
             assert row.matrices == before.matrices == 2 * 2 * 2 * HEADS
             assert math.isfinite(row.effects["gap"].mean)
+    threads = torch.get_num_threads()
+    for name, said in (("spoilt", "; 4 matrices failed and have no numbers\n"), ("whole", "from singular values\n")):
+        result = CliRunner().invoke(main, ["inspect", str(tmp_path / f"{name}.h5"), "--verify"])
+        assert (result.exit_code, result.stdout.count(said)) == (0, 1)
+    torch.set_num_threads(threads)
 
 
 def test_a_failed_head_has_no_bracket_and_leaves_the_others_theirs(

@@ -20,8 +20,10 @@ from rankkit.hooks.factors import LayerFactors
 from rankkit.masks import MaskKind, Mixed
 from rankkit.models.config import ModelConfig
 from rankkit.models.transformer import Transformer
+from rankkit.store.schema import TRAINED_ENOUGH
 from rankkit.studies.certificate import build_certificate, certificate_problems
 from rankkit.studies.decomposition import arms_of
+from rankkit.studies.losses import ArmLosses, compare_losses
 from rankkit.studies.measuring.config import MeasureConfig
 from rankkit.studies.measuring.plan import (
     APPLIED,
@@ -130,6 +132,7 @@ def plan_measurement(run: Run, config: MeasureConfig) -> Plan:
     heads = chosen_numbers("heads", config.heads, range(model.num_heads))
     regions = {arm: _regions(run, arm, tuple(methods), (n, p)) for arm in run.config.arms}
     methods = {name: method for name, method in methods.items() if any(name in those for those in regions.values())}
+    losses = compare_losses(run)
     whole = Plan(
         sequence_length=n,
         queries=n,
@@ -139,7 +142,8 @@ def plan_measurement(run: Run, config: MeasureConfig) -> Plan:
         layers=layers,
         heads=heads,
         arms=tuple(
-            _arm(run, arm, config, regions[arm], (layers, heads), seeds, steps, (n, p)) for arm in run.config.arms
+            _arm(run, arm, config, regions[arm], losses.arm(arm), (layers, heads), seeds, steps, (n, p))
+            for arm in run.config.arms
         ),
         steps=steps,
         sequences=tokens[kept],
@@ -181,6 +185,7 @@ def _arm(
     name: str,
     config: MeasureConfig,
     regions: tuple[str, ...],
+    losses: ArmLosses,
     places: tuple[tuple[int, ...], tuple[int, ...]],
     seeds: tuple[int, ...],
     steps: tuple[int, ...],
@@ -196,7 +201,9 @@ def _arm(
         seeds=seeds,
         checkpoint_sha256=_checkpoints(run, name, seeds, steps),
         initial_sha256=_checkpoints(run, name, seeds, (0,)) if "init" in config.baselines else (),
-        attributes=_token_policy(run) | _mask_attributes(model, shares, p),
+        attributes=_token_policy(run)
+        | _mask_attributes(model, shares, p)
+        | {TRAINED_ENOUGH: int(losses.is_trained_enough)},
         example=next(iter(examples.values())),
         output_components=min(n, model.d_model) if config.layer_output else None,
         features=model.head_dim,
