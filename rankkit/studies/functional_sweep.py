@@ -126,8 +126,7 @@ def plan_functional_rank(
 
     Raises:
         RunError: no arm has finished a seed, or arms have finished different seeds.
-        ConfigurationError: ranks, scopes, samples or a prefix that this run does not have, or heads of one layer under
-            several masks.
+        ConfigurationError: ranks, scopes, samples or a prefix that this run does not have; an arm without a suffix loss.
     """
     model, n = run.config.base.model, run.config.base.model.sequence_length
     if not scopes or len(set(scopes)) < len(scopes) or set(scopes) - set(SCOPES):
@@ -135,10 +134,7 @@ def plan_functional_rank(
             f"scopes must be among {', '.join(SCOPES)}, each once, got {list(scopes)}. Choose some."
         )
     for arm in run.config.arms:
-        if run.config.arm(arm).model.mask is MaskKind.MIXED_HEADS:
-            raise ConfigurationError(
-                f"functional rank must have one mask for all heads of a layer, got mixed-heads (arm {arm}). Leave it out."
-            )
+        _check_arm(run, arm)
     if samples is None:
         count = run.config.base.train.evaluation_sequences
         available = evaluation_sequences(run.tokens(), count=count, sequence_length=n).tokens
@@ -162,6 +158,15 @@ def plan_functional_rank(
         heads=model.num_heads,
         batch=max(1, min(fitting, _TOKENS_AT_ONCE // n)),
     )
+
+
+def _check_arm(run: Run, arm: str) -> None:
+    task = run.config.arm(arm).task.evaluated_as
+    if task != "suffix":
+        raise ConfigurationError(
+            f"functional rank must be of arms with a suffix loss, got {arm}, whose loss is over {task} tokens. Train the "
+            "others in a run of their own."
+        )
 
 
 def _checked_ranks(ranks: Sequence[int] | None, n: int) -> tuple[int, ...]:

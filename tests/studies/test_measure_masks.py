@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -206,7 +207,10 @@ def test_regions_that_an_arm_lacks_and_functional_rank_of_mixed_heads_are_refuse
         match=r"regions must exist in every arm, got prefix_block, which arm bert \(mask bidirectional\) lacks: rows of",
     ):
         plan_measurement(run, MeasureConfig(regions=("prefix_block",)))
-    with pytest.raises(
-        ConfigurationError, match=r"functional rank must have one mask .* got mixed-heads \(arm mixed-h"
-    ):
-        plan_functional_rank(run)
+
+
+@pytest.mark.parametrize("arms", [("bert",), ("mixed-heads",), ("gpt", "mixed-layers")])
+def test_masked_arms_have_no_functional_rank_and_are_refused_by_name(run: Run, arms: tuple[str, ...]) -> None:
+    chosen = replace(run, config=replace(run.config, arms=arms))
+    with pytest.raises(ConfigurationError, match=f"suffix loss, got {arms[-1]}, whose loss is over masked tokens"):
+        plan_functional_rank(chosen)
