@@ -177,9 +177,10 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, metavar="TRIALS", help="coverage of the brackets")
     parser.add_argument("--half-width", type=float, default=MatrixFreeConfig().half_width)
     parser.add_argument("--steps", type=int, default=MatrixFreeConfig().steps)
+    parser.add_argument("--probes", type=int, default=MatrixFreeConfig().probes, help="12 are those of n = 16384")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
-    config = MatrixFreeConfig(half_width=options.half_width, steps=options.steps)
+    config = MatrixFreeConfig(half_width=options.half_width, steps=options.steps, probes=options.probes)
     print(
         f"torch {torch.__version__}, {options.threads} threads, load {os.getloadavg()[0]:.1f} at the start", flush=True
     )

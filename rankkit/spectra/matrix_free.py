@@ -127,8 +127,8 @@ def matrix_free_spectrum(
     return _assembled(found, operator, plan, rule)
 
 
-def expected_products(config: MatrixFreeConfig, /) -> dict[str, tuple[int, int]]:
-    """What one matrix takes, for plans: passes over the matrix, and vectors in each, by stage.
+def expected_products(size: int, config: MatrixFreeConfig, /) -> dict[str, tuple[int, int]]:
+    """What one matrix of so many singular values takes, for plans: passes over it, and vectors in each, by stage.
 
     A pass computes every visible entry of A once and costs, on one core in float64 with 64 features, about
     4.5 + 0.08 vectors ns per entry (`statistics`: 20 ns).
@@ -137,15 +137,16 @@ def expected_products(config: MatrixFreeConfig, /) -> dict[str, tuple[int, int]]
     return {
         "statistics": (1, 0),
         "leading": (leading, block),
-        "probes": (min(config.steps, EXPECTED_STEPS), config.probes),
+        "probes": (min(config.steps, EXPECTED_STEPS), config.probes_of(size)),
     }
 
 
 def memory_bytes(rows: int, columns: int, config: MatrixFreeConfig, /) -> int:
     """Most memory that one matrix takes beyond what the operator holds: proportional to rows + columns."""
     sums = RUNS * columns  # of a product, each run of rows has its own
-    probes = config.probes * (sums + 8 * (rows + columns))
-    nodes = 4 * config.probes * config.steps**2 + 10 * (config.probes + 1) * (min(rows, columns) + 1)
+    count = config.probes_of(min(rows, columns))
+    probes = count * (sums + 8 * (rows + columns))
+    nodes = 4 * count * config.steps**2 + 10 * (count + 1) * (min(rows, columns) + 1)
     return krylov_bytes(rows, columns, config.leading, sums) + 8 * (probes + nodes)
 
 
@@ -278,7 +279,8 @@ def _probed(
 ) -> tuple[Probed, str]:
     """Probes of a finite matrix that is not zero, and why they stopped."""
     seen: Probed | None = None
-    for seen in probe(one, leading, energy=energy, probes=config.probes, steps=config.steps, seed=config.seed):
+    probes = config.probes_of(min(one.rows, one.columns))
+    for seen in probe(one, leading, energy=energy, probes=probes, steps=config.steps, seed=config.seed):
         tell(LEADING_SHARE + (1 - LEADING_SHARE) * seen.steps / config.steps)
         bracket = Estimates(seen).effective_rank()
         if seen.closed:

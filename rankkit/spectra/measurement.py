@@ -40,6 +40,10 @@ _REASONS: Final = {
 }
 
 
+_ALL_PROBES_UP_TO: Final = 4096  # singular values
+_FEWEST_BY_SIZE: Final = 12
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MatrixFreeConfig:
     """How far an estimate without the matrix goes."""
@@ -47,7 +51,7 @@ class MatrixFreeConfig:
     leading: int = 32
     """Leading singular values, each with a certified residual."""
     probes: int = 32
-    """Random vectors behind every estimate; their standard error is in the brackets."""
+    """Random vectors behind every estimate, of matrices up to 4096; larger ones take fewer (`probes_of`)."""
     steps: int = 240
     """Lanczos steps at most; the brackets narrow with them."""
     half_width: float = 0.05
@@ -61,6 +65,14 @@ class MatrixFreeConfig:
                 raise ConfigurationError(f"{name} must be at least {least}, got {getattr(self, name)}. Raise it.")
         if not 0 < self.half_width < 1:
             raise ConfigurationError(f"half_width must be between 0 and 1, got {self.half_width}. Pass 0.05 for 5%.")
+
+    def probes_of(self, size: int) -> int:
+        """How many random vectors a matrix with so many singular values takes; their error is in the brackets.
+
+        A sum over n values, seen by k probes, is off by a share that falls as 1 / sqrt(n k). Beyond 4096 values fewer
+        probes keep the error that `probes` leave there, down to twelve: with fewer, the error's own estimate is coarse.
+        """
+        return min(self.probes, max(_FEWEST_BY_SIZE, -(-self.probes * _ALL_PROBES_UP_TO // max(1, size))))
 
 
 def check_measures(names: Sequence[str]) -> tuple[Measure, ...]:

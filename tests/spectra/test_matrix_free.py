@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from rankkit.masks import Backward, Bidirectional, Causal, Cross, Mask, Padded, Prefix
 from rankkit.operators import AttentionOperator, DenseOperator, Operator
+from rankkit.spectra import matrix_free, measurement, quadrature
 from rankkit.spectra.matrix_free import expected_products, matrix_free_spectrum, memory_bytes
 from rankkit.spectra.measurement import MatrixFreeConfig, switched_off
 from rankkit.spectra.measures import MEASURES
@@ -284,10 +286,31 @@ def test_memory_grows_like_n_and_stays_under_a_gibibyte_at_16384() -> None:
     assert needs[1] < 2**30
 
 
+def test_larger_matrices_take_fewer_probes_and_never_a_larger_error() -> None:
+    config = MatrixFreeConfig()
+    assert [config.probes_of(size) for size in (1, 4096, 4097, 8192, 16384, 10**6)] == [32, 32, 32, 16, 12, 12]
+    assert all(size * config.probes_of(size) >= 4096 * 32 for size in range(4096, 40000, 997))
+    assert [MatrixFreeConfig(probes=probes).probes_of(16384) for probes in (8, 64)] == [8, 16]
+
+
+def test_as_many_probes_are_taken_as_the_size_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+
+    def spy(*arguments: Any, probes: int, **settings: Any) -> Any:
+        taken.append(probes)
+        return quadrature.probe(*arguments, probes=probes, **settings)
+
+    monkeypatch.setattr(matrix_free, "probe", spy)
+    monkeypatch.setattr(measurement, "_ALL_PROBES_UP_TO", 64)
+    measured(operator(Causal(), size=96, matrices=1), config=MatrixFreeConfig(leading=4, probes=30, steps=20))
+    assert taken == [20]
+
+
 def test_expected_products_name_every_stage() -> None:
-    products = expected_products(MatrixFreeConfig(leading=32, probes=16, steps=40))
+    products = expected_products(4096, MatrixFreeConfig(leading=32, probes=16, steps=40))
     assert products["statistics"] == (1, 0)
     assert products["probes"] == (40, 16)
+    assert expected_products(16384, MatrixFreeConfig())["probes"][1] == 12
     assert products["leading"][1] >= 32
 
 

@@ -340,7 +340,7 @@ def _exact_seconds(n: int, config: MeasureConfig) -> float:
 def _matrix_free_seconds(n: int, config: MeasureConfig) -> float:
     """Of one matrix, if its brackets close after as many steps as usual."""
     operator, total = _random_operator(1, min(n, 2048)), 0.0
-    for passes, vectors in expected_products(config.matrix_free).values():
+    for passes, vectors in expected_products(n, config.matrix_free).values():
         block = torch.ones(1, operator.rows, max(1, vectors), dtype=torch.float64)
         seconds = 0.0
         for _ in range(2):
