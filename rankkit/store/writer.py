@@ -240,8 +240,7 @@ class SpectrumWriter:
         problems = verify_written(partial)
         if problems:
             raise SpectrumFileError(
-                f"{self._path} must verify before it gets its name, got {len(problems)} problems, "
-                f"the first: {problems[0]}. "
+                f"{self._path} must verify before it gets its name, got problem 1 of {len(problems)}: {problems[0]}. "
                 "Measure again; if it comes back, report it."
             )
 

@@ -178,7 +178,7 @@ def _verify(path: Path) -> None:
     problems = verify(path)
     if problems:
         raise SpectrumFileError(
-            f"{path} must be whole to be merged, got {len(problems)} problems, the first: {problems[0]}. "
+            f"{path} must be whole to be merged, got problem 1 of {len(problems)}: {problems[0]}. "
             "Restore a copy of it or measure again."
         )
 
