@@ -494,9 +494,7 @@ def test_functional_ranks_of_shards_are_refused_with_what_to_do(unverified: None
 def test_a_damaged_file_is_refused_before_it_is_copied(tmp_path: Path) -> None:
     paths = write_all([ONE.of(seed=(0,)), ONE.of(seed=(3,))], tmp_path)
     edited(paths[1], lambda file: file["gpt/resolved"].__setitem__((0, 0, 0, 0, 0, 0, 0), 1))
-    with pytest.raises(
-        SpectrumFileError, match=r"01.h5 must be whole to be merged, got problem 1 of 1: gpt: resol"
-    ):
+    with pytest.raises(SpectrumFileError, match=r"01.h5 must be whole to be merged, got problem 1 of 1: gpt: resol"):
         merged(paths, tmp_path / "merged.h5")
     paths[1].write_bytes(paths[1].read_bytes()[:-1000])
     with pytest.raises(SpectrumFileError, match=r"01.h5"):
