@@ -1,4 +1,4 @@
-"""Every command and every snippet of the README, parsed or run."""
+"""Every command and every snippet of the README and of the pages behind it, parsed or run."""
 
 import re
 import shlex
@@ -12,10 +12,24 @@ from click.testing import CliRunner
 from rankkit.cli import _COMMANDS, main
 from rankkit.data import synthetic
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-LINES = [line.strip().split("   ")[0] for line in README.splitlines() if line.startswith("    rankkit ")]
-INLINE = re.findall(r"`(rankkit [a-z][^`]*)`", README)
+ROOT = Path(__file__).parent.parent
+PAGES = {
+    name: (ROOT / name).read_text(encoding="utf-8")
+    for name in ("README.md", "rankkit/hooks/README.md", "rankkit/spectra/README.md", "rankkit/studies/README.md")
+}
+README = PAGES["README.md"]
+SNIPPETS = [
+    pytest.param(snippet, id=f"{name}-{number}")
+    for name, page in PAGES.items()
+    for number, snippet in enumerate(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL))
+]
+LINES = [
+    line.strip().split("   ")[0]
+    for page in PAGES.values()
+    for line in page.splitlines()
+    if line.startswith("    rankkit ")
+]
+INLINE = [line for page in PAGES.values() for line in re.findall(r"`(rankkit [a-z][^`]*)`", page)]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
+@pytest.mark.parametrize("snippet", SNIPPETS)
 def test_python_snippet_runs_and_prints(
     snippet: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -64,20 +78,24 @@ def test_command_line_is_one_that_rankkit_accepts(line: str, folder: Path, monke
         assert context.params
 
 
-def test_readme_shows_commands_snippets_and_pictures_that_exist() -> None:
-    assert len(SNIPPETS) >= 2
-    assert len(LINES) >= 4
+def test_the_pages_show_commands_snippets_pictures_and_links_that_exist() -> None:
+    assert len(SNIPPETS) >= 5
+    assert len(LINES) >= 20
     pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", README)
     assert len(pictures) >= 3
     for picture in pictures:
-        assert (Path(__file__).parent.parent / picture).stat().st_size > 1000
-    for target in re.findall(r"\]\(([A-Za-z/]+\.md)\)", README):
-        assert (Path(__file__).parent.parent / target).is_file()
+        assert (ROOT / picture).stat().st_size > 1000
+    links = [
+        (name, target) for name, page in PAGES.items() for target in re.findall(r"\]\(([A-Za-z/.]+\.md)\S*\)", page)
+    ]
+    assert len(links) >= 10
+    for name, target in links:
+        assert (ROOT / name).parent.joinpath(target).is_file(), (name, target)
 
 
 def test_the_figure_from_the_file_is_the_snippet_of_the_format_page() -> None:
     """Which a test of the page compares with the figure's own numbers."""
-    page = (Path(__file__).parent.parent / "rankkit" / "store" / "README.md").read_text(encoding="utf-8")
-    (snippet,) = [found for found in SNIPPETS if found.startswith("import h5py")]
+    page = (ROOT / "rankkit" / "store" / "README.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```python\n(import h5py.*?)```", README, flags=re.DOTALL)
     assert f"```python\n{snippet}```" in page
     assert len(snippet.splitlines()) <= 11

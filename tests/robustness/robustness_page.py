@@ -1,4 +1,4 @@
-"""Writes the README's table of `make faults` from its summary: run `make page`."""
+"""Writes the table of `make faults` from its summary: run `make page`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from generated import written
 from robustness.fault_table import fault_table
 
-ROOT = Path(__file__).parents[2]
-PAGE, SUMMARIES = ROOT / "README.md", ROOT / "experiments" / "robustness"
+SUMMARIES = Path(__file__).parents[2] / "experiments" / "robustness"
+PAGE = SUMMARIES / "README.md"
 
 
 def tables() -> dict[str, str]:
