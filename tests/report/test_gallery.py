@@ -56,8 +56,9 @@ def test_the_call_draws_what_says_its_axes_its_intervals_and_whether_it_is_simul
     first = drawn(picture, numbers())
     figure = first.figure
     said = words(figure)
-    assert first.get_xlabel() or figure.get_supxlabel() or first.get_xticklabels()
-    assert first.get_ylabel() or figure.get_supylabel() or first.get_title(loc="left")
+    if picture.name != "numbers_by_cell":  # whose arms are named below the axis
+        assert figure.get_supxlabel() or any(axes.get_xlabel() for axes in figure.axes)
+    assert figure.get_supylabel() or first.get_ylabel() or first.get_title(loc="left")
     assert ("simulated" in said) == picture.simulated
     bands = {"measure_by_head": "Holm", "spectra_by_layer": "arithmetic floor"}  # a test and floors instead
     assert bands.get(picture.name, "95%") in said
