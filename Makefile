@@ -6,7 +6,7 @@
 #   make bench    benchmarks, each a ratio within one run
 #   make faults   kills, full and broken disks at every system call of training and exports: half an hour on two cores
 #   make fuzz     20,000 mutated and hand-made hostile files against everything that reads one: 40 minutes on two cores
-#   make page     the generated tables of experiments/robustness/README.md and rankkit/store/README.md
+#   make page     what is generated of README.md (its gallery), experiments/robustness/README.md and rankkit/store/README.md
 #
 # TORCH chooses the torch build, for example:  make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 
@@ -43,6 +43,7 @@ faults: $(VENV)/ready-dev
 page: $(VENV)/ready-dev
 	PYTHONPATH=tests $(BIN)/python tests/store/format_page.py
 	PYTHONPATH=tests $(BIN)/python tests/robustness/robustness_page.py
+	PYTHONPATH=tests $(BIN)/python tests/report/gallery.py
 
 bench: $(VENV)/ready-dev
 	$(BIN)/python kernels/benchmarks/singular_values.py

@@ -60,6 +60,11 @@ def draw_random_logits(result: RandomLogits, folder: Path) -> list[Path]:
     return written
 
 
+def _unit(quantity: str) -> str:
+    """Losses have one, ranks and correlations have none."""
+    return " (nats per token)" if quantity.startswith(("loss", "extra loss")) else ""
+
+
 def _interval(result: RandomLogits) -> str:
     return f"95% t interval, {len(result.config.seeds)} seeds"
 
@@ -135,14 +140,14 @@ def draw_trained(result: TrainedResult, folder: Path) -> list[Path]:
     for row in result.rows:
         if np.isfinite([*row.by_seed.values()]).all():
             numbers = CellNumbers(arm=row.arm, by_seed=row.by_seed, reference=row.reference)
-            cells.setdefault(row.of, {})[row.cell] = numbers
+            cells.setdefault(f"{row.of}{_unit(row.of)}", {})[row.cell] = numbers
     if cells:
         written += save(numbers_by_cell(cells)[0].figure, folder, "numbers")  # type: ignore[arg-type]
     marks: dict[str, tuple[ClaimMark, ...]] = {}
     for verdict in result.verdicts:
         if np.isfinite(verdict.interval.mean):
             mark = ClaimMark(
-                label=verdict.claim, outcome=str(verdict.outcome), found_as=verdict.found_as,
+                label=verdict.claim, outcome=str(verdict.outcome), found_as=f"{verdict.found_as}{_unit(verdict.of)}",
                 mean=verdict.interval.mean, lower=verdict.interval.lower, upper=verdict.interval.upper,
                 detectable=verdict.detectable,
                 control=verdict.same_mask if verdict.correlation is None else math.nan,  # of another scale

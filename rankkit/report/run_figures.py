@@ -9,7 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankkit.files import read_json_lines
-from rankkit.report.figures import losses, measure_by_head, measure_by_layer, measure_by_step, spectra_by_layer
+from rankkit.report.figures import (
+    losses,
+    losses_by_position,
+    measure_by_head,
+    measure_by_layer,
+    measure_by_step,
+    spectra_by_layer,
+)
 from rankkit.report.measured_arms import MeasuredArm, measured_arms, uniform_levels
 from rankkit.report.style import save
 from rankkit.studies.heads import HeadMaps
@@ -30,9 +37,10 @@ _WORDS = {
 
 
 def draw_losses(run: Run, comparison: LossComparison) -> list[Path]:
-    """Validation losses of all arms and their paired differences, into the run's `figures` folder.
+    """Validation losses of all arms and their paired differences, by step and by position, into the run's `figures` folder.
 
-    Losses over different targets have a figure each: `losses` for the suffix loss, `losses_masked` for the masked one.
+    Losses over different targets have figures of their own: `losses` and `losses_by_position` for the suffix loss,
+    `losses_masked` and `losses_by_position_masked` for the masked one.
 
     Returns:
         The files, each PNG followed by its SVG.
@@ -41,11 +49,25 @@ def draw_losses(run: Run, comparison: LossComparison) -> list[Path]:
     for task, references in comparison.references.items():
         arms = [arm for arm in comparison.arms if arm.task == task]
         curves = {arm.arm: {seed: _curve(run, arm.arm, seed) for seed in arm.seeds} for arm in arms}
-        pairs = [difference.arms for difference in comparison.differences if difference.task == task]
-        upper, _ = losses(curves, differences=pairs or None, baselines=dict(references), task=task)
-        name = "losses" if task == "suffix" else f"losses_{task}"
-        written += save(upper.figure, run.directory.figures, name)  # type: ignore[arg-type]
+        pairs = [difference.arms for difference in comparison.differences if difference.task == task] or None
+        by_step, _ = losses(curves, differences=pairs, baselines=dict(references), task=task)
+        by_position, _ = losses_by_position(
+            {arm.arm: arm.by_position for arm in arms},
+            prefix_length=_given(run, arms[0].arm, comparison.prefix_length),
+            seeds={arm.arm: arm.seeds for arm in arms},
+            differences=pairs,
+            task=task,
+        )
+        ending = "" if task == "suffix" else f"_{task}"
+        written += save(by_step.figure, run.directory.figures, f"losses{ending}")  # type: ignore[arg-type]
+        written += save(by_position.figure, run.directory.figures, f"losses_by_position{ending}")  # type: ignore[arg-type]
     return written
+
+
+def _given(run: Run, arm: str, prefix_length: int) -> int:
+    """Tokens before the first that an arm may predict."""
+    config = run.config.arm(arm)
+    return config.task.in_evaluation().target_positions(config.model.sequence_length, prefix_length).start
 
 
 def _curve(run: Run, arm: str, seed: int) -> tuple[list[float], list[float]]:

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from rankkit.errors import ConfigurationError
 from rankkit.files import write_atomically
+from rankkit.statistics import mean_interval
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -42,6 +44,8 @@ __all__ = [
     "legend_above",
     "legend_look",
     "new_figure",
+    "outline_interval",
+    "outline_key",
     "save",
     "size_in_points",
 ]
@@ -54,6 +58,8 @@ INK: Final = "#222222"  # text, zero lines and keys that belong to no arm
 MUTED: Final = "#6b6b6b"  # floors and baselines: behind the data, still 5:1 contrast on white
 
 BAND_ALPHA: Final = 0.2  # a band lets the lines and the other band through
+OUTLINE_WIDTH: Final = 0.7  # points
+OUTLINE_DASHES: Final = (0, (1, 2))  # points
 LETTER_WIDTH: Final = 0.55  # of the type size: the mean letter of DejaVu Sans, matplotlib's own font, rounded up
 KEY_LENGTH: Final = 2.2  # of the type size: the line or swatch of a legend entry
 KEY_GAP: Final = 0.8  # of the type size: between that and the words
@@ -62,7 +68,12 @@ COLUMN_GAP: Final = 1.4  # of the type size: between two columns of a legend
 _POINTS_PER_INCH: Final = 72
 _HASH_SALT: Final = "rankkit"  # seeds the identifiers inside an SVG, which are random otherwise
 # Without these values matplotlib writes the date and its own version.
-_METADATA: Final[dict[str, dict[str, Any]]] = {"png": {"Software": None}, "svg": {"Creator": None, "Date": None}}
+_METADATA: Final[dict[str, dict[str, Any]]] = {
+    "png": {"Software": None},
+    "svg": {"Creator": None, "Date": None},
+    "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
+}
+_TRUE_TYPE: Final = 42  # whole outlines with their letters: publishers refuse matplotlib's default, Type 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,11 +87,14 @@ class ArmStyle:
 
 
 _NAMED: Final = {
+    "bert": ArmStyle(colour="#8510F5", marker=">"),
     "gpt": ArmStyle(colour="#0072B2", marker="o"),
     "gpt-full": ArmStyle(colour="#009E73", marker="^"),
+    "mixed-heads": ArmStyle(colour="#8F5C33", marker="<"),
+    "mixed-layers": ArmStyle(colour="#00338F", marker="p"),
     "unilm": ArmStyle(colour="#D55E00", marker="s"),
 }
-# With these, any two of the eight colours differ by at least 16 (CIE76) in normal, protan, deutan and tritan vision.
+# With these, any two of the eleven colours differ by at least 16 (CIE76) in normal, protan, deutan and tritan vision.
 _FURTHER: Final = (
     ArmStyle(colour="#E69F00", marker="D"),
     ArmStyle(colour="#56B4E9", marker="v"),
@@ -93,7 +107,7 @@ _FURTHER: Final = (
 def arm_styles(arms: Iterable[str], /) -> dict[str, ArmStyle]:
     """One style per arm, the same in every figure that shows the same arms.
 
-    gpt, unilm and gpt-full have theirs. Any further name takes the slot its SHA-256 points at, and the next free one
+    The arms that rankkit trains have theirs. Any further name takes the slot its SHA-256 points at, and the next free one
     where an alphabetically earlier name holds that slot: the order in which arms are given never matters.
 
     Args:
@@ -105,7 +119,8 @@ def arm_styles(arms: Iterable[str], /) -> dict[str, ArmStyle]:
     Raises:
         ConfigurationError: more further arms than colours that colour-blind readers can tell apart.
 
-    Source: colours by Okabe and Ito (2008), wine and brown by Tol (2021).
+    Source: colours by Okabe and Ito (2008), wine and dark brown by Tol (2021); those of bert and the mixed arms were
+    searched for what is farthest from these.
     """
     names = list(dict.fromkeys(arms))
     further = sorted(set(names) - _NAMED.keys())
@@ -218,6 +233,29 @@ def band_key(label: str, colours: Iterable[str], /) -> tuple[Artist, ...]:
     return tuple(Patch(facecolor=colour, alpha=BAND_ALPHA, label=label) for colour in colours)
 
 
+def outline_interval(axes: Axes, at: ArrayLike, table: NDArray[np.float64], colour: str, label: str, /) -> None:
+    """The 95% t interval over seeds as two fine lines: a second band in the colour of a first would hide it.
+
+    Args:
+        axes: where.
+        at: "point".
+        table: "seed point", of at least two seeds.
+        colour: of the arm.
+        label: of the lines.
+    """
+    intervals = [mean_interval(column) for column in table.T]
+    for bounds in ([interval.lower for interval in intervals], [interval.upper for interval in intervals]):
+        axes.plot(at, bounds, color=colour, linewidth=OUTLINE_WIDTH, linestyle=OUTLINE_DASHES, label=label)
+
+
+def outline_key() -> Artist:
+    """The legend entry of outlined intervals, to follow that of the line they belong to."""
+    from matplotlib.lines import Line2D
+
+    look = {"linewidth": OUTLINE_WIDTH, "linestyle": OUTLINE_DASHES}
+    return Line2D([], [], color=INK, label="its 95% t interval", **look)
+
+
 def blank_key(label: str, /) -> Artist:
     """A legend entry of words alone."""
     from matplotlib.patches import Patch
@@ -225,27 +263,31 @@ def blank_key(label: str, /) -> Artist:
     return Patch(facecolor="none", edgecolor="none", label=label)
 
 
-def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+def save(figure: Figure, folder: Path, name: str, *, formats: Sequence[str] = ("png", "svg")) -> list[Path]:
     """Write a figure as NAME.png and NAME.svg, each whole or absent, the same bytes for the same figure.
 
-    The files carry no date and no version, and the identifiers inside the SVG are derived from its content.
+    The files carry no date and no version, and the identifiers inside the SVG are derived from its content. A PDF is
+    written where it is asked for: a run has dozens of figures, and the few that a paper takes are named by hand.
 
     Args:
         figure: what to write; it is left as it was.
         folder: where to; made if it is missing.
         name: file name without its ending.
+        formats: among png, svg and pdf.
 
     Returns:
-        The two paths, PNG first.
+        The paths, in the order of `formats`.
 
     Raises:
-        ConfigurationError: the name is empty or holds a folder.
+        ConfigurationError: the name is empty or holds a folder, or a format is another.
         StorageError: the file system refused; what was there before is intact.
     """
     if not name or Path(name).name != name:
         raise ConfigurationError(f"name must be a file name without a folder, got {name!r}. Put the folder in folder.")
-    paths = [folder / f"{name}.{file_format}" for file_format in _METADATA]
-    for path, file_format in zip(paths, _METADATA, strict=True):
+    if isinstance(formats, str) or not formats or not set(formats) <= _METADATA.keys():
+        raise ConfigurationError(f"formats must be some of {', '.join(_METADATA)}, got {formats!r}. Name those.")
+    paths = [folder / f"{name}.{file_format}" for file_format in formats]
+    for path, file_format in zip(paths, formats, strict=True):
         write_atomically(path, partial(_write, figure, file_format))
     return paths
 
@@ -253,8 +295,9 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
 def _write(figure: Figure, file_format: str, path: Path) -> None:
     from matplotlib import rc_context
 
-    # The salt and the font type can be given in no other way; the context puts both back.
-    with _positions_kept(figure), rc_context({"svg.hashsalt": _HASH_SALT, "svg.fonttype": "path"}):
+    # The salt and the font types can be given in no other way; the context puts them back.
+    fixed = {"svg.hashsalt": _HASH_SALT, "svg.fonttype": "path", "pdf.fonttype": _TRUE_TYPE}
+    with _positions_kept(figure), rc_context(fixed):
         figure.savefig(path, format=file_format, dpi=PNG_DPI, facecolor="white", metadata=_METADATA[file_format])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 import sys
 
@@ -84,6 +85,13 @@ def test_losses_draw_one_thin_line_per_seed_and_their_mean_thicker():
             seen = line(upper, f"_{arm} seed {seed}")
             np.testing.assert_array_equal(seen.get_xydata(), np.stack([steps, loss], axis=1))
             assert seen.get_linewidth() < mean.get_linewidth()
+        intervals = [mean_interval(column) for column in np.stack([loss for _, loss in runs.values()]).T]
+        expected = {
+            (float(step), round(bound, 9))
+            for step, interval in zip(STEPS, intervals, strict=True) for bound in (interval.lower, interval.upper)
+        }  # fmt: skip
+        assert expected <= corners(upper, f"_{arm} interval")
+    assert "95% t interval over 3 seeds" in words(upper)
 
 
 def test_mean_loss_is_taken_at_the_steps_that_every_seed_has():
@@ -113,9 +121,9 @@ def test_difference_is_taken_within_each_seed_and_its_band_is_the_paired_interva
 
 
 def test_one_seed_draws_no_band_and_says_so():
-    _, lower = losses(curves(seeds=1))
-    assert not lower.collections
-    assert NO_INTERVAL in words(lower)
+    for axes in losses(curves(seeds=1)):
+        assert not axes.collections
+        assert NO_INTERVAL in words(axes)
     axes = measure_by_layer(values(seeds=1), label="effective rank", swapped=values(seeds=1))
     assert not axes.containers
     assert NO_INTERVAL in words(axes)
@@ -307,7 +315,8 @@ def lab(colour, vision):
 
 @pytest.mark.parametrize("vision", VISIONS)
 def test_colours_stay_apart_in_every_kind_of_colour_vision(vision):
-    colours = [style.colour for style in arm_styles(["gpt", "unilm", "gpt-full", *"abcde"]).values()]
+    named = ["gpt", "unilm", "gpt-full", "bert", "mixed-heads", "mixed-layers"]
+    colours = [style.colour for style in arm_styles([*named, *"abcde"]).values()]
     assert min(np.linalg.norm(lab(a, vision) - lab(b, vision)) for a, b in itertools.combinations(colours, 2)) > 15
     assert np.linalg.norm(lab(colours[0], vision) - lab(colours[1], vision)) > 60
 
@@ -378,6 +387,47 @@ def test_saving_gives_the_same_bytes_twice_and_from_a_second_drawing(case, tmp_p
     assert b"<svg" in svg
     assert b"Software" not in png
     assert b"date" not in svg
+
+
+def test_a_pdf_is_written_where_it_is_asked_for_and_says_neither_when_nor_by_what_it_was_made(tmp_path):
+    figure = CASES["two arms"]().figure
+    plain = save(figure, tmp_path / "plain", "name")
+    (pdf,) = save(figure, tmp_path / "asked", "name", formats=["pdf"])
+    assert pdf.name == "name.pdf"
+    data = pdf.read_bytes()
+    assert data.startswith(b"%PDF")
+    assert b"/FontType 42" in data or b"/Subtype /Type0" in data or b"/TrueType" in data
+    assert not any(word in data for word in (b"CreationDate", b"Creator", b"Producer", b"Type3"))
+    again = save(figure, tmp_path / "again", "name", formats=("svg", "pdf", "png"))
+    assert [path.suffix for path in again] == [".svg", ".pdf", ".png"]
+    assert [again[2].read_bytes(), again[0].read_bytes()] == [path.read_bytes() for path in plain]
+    assert again[1].read_bytes() == data
+
+
+PDF = """
+import pathlib, sys
+import numpy as np
+from rankkit.report import measure_by_layer, save
+axes = measure_by_layer({"gpt": np.arange(8.0).reshape(2, 4), "bert": np.ones((1, 4))}, label="r", untrained_layers=[3])
+save(axes.figure, pathlib.Path(sys.argv[1]), "x", formats=("png", "svg", "pdf"))
+"""
+
+
+def test_files_are_the_same_in_every_process(tmp_path):
+    for seed in "12":
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "SOURCE_DATE_EPOCH": seed}
+        subprocess.run([sys.executable, "-c", PDF, str(tmp_path / seed)], check=True, env=environment)
+    first, second = ([path.read_bytes() for path in sorted((tmp_path / seed).iterdir())] for seed in "12")
+    assert len(first) == 3
+    assert first == second
+
+
+def test_saving_refuses_other_formats(tmp_path):
+    figure = measure_by_layer({"gpt": [[1.0]]}, label="rank").figure
+    for formats in (("png", "eps"), (), "pdf"):
+        with pytest.raises(ConfigurationError, match="formats must be some of png, svg, pdf, got"):
+            save(figure, tmp_path, "x", formats=formats)
+    assert not list(tmp_path.iterdir())
 
 
 def test_saving_leaves_the_figure_as_it_was(tmp_path):
@@ -526,13 +576,19 @@ def test_training_is_a_line_per_seed_their_mean_and_the_interval_at_every_step(s
     swapped = line(axes, "_gpt swapped mean")
     np.testing.assert_allclose(swapped.get_ydata(), drawn["gpt"].mean(axis=0) + 2)
     assert swapped.is_dashed()
-    assert {f"95% t interval over {seeds} seeds", "one seed", "under the other arm's mask"} <= set(words(axes))
+    outline = [one.get_ydata() for one in axes.lines if one.get_label() == "_gpt swapped interval"]
+    intervals = [mean_interval(column + 2) for column in drawn["gpt"].T]
+    np.testing.assert_allclose(outline, [[one.lower for one in intervals], [one.upper for one in intervals]])
+    notes = {f"95% t interval over {seeds} seeds", "one seed", "under the other arm's mask", "its 95% t interval"}
+    assert notes <= set(words(axes))
 
 
 def test_training_of_one_seed_has_no_band_and_says_so():
-    axes = measure_by_step(through(seeds=1), steps=[0, 10, 100, 1000], label="effective rank")
+    alone = through(seeds=1)
+    axes = measure_by_step(alone, steps=[0, 10, 100, 1000], label="effective rank", swapped=alone)
     assert not axes.collections
     assert NO_INTERVAL in words(axes)
+    assert "its 95% t interval" not in words(axes)
 
 
 def test_a_baseline_is_a_level_across_every_layer_in_the_colour_of_its_arm():
@@ -643,7 +699,7 @@ BAD_VALUES = [
     ({"gpt": ONE}, {"swapped": {"b": ONE}}, r"swapped must name arms among gpt, got b"),
     ({"gpt": ONE}, {"swapped": {"gpt": [[1.0]]}}, r"must have the shape of its values, \(1, 2\), got \(1, 1\)"),
     ({"gpt": ONE}, {"untrained_layers": [-1]}, r"untrained_layers must be between 0 and 1, got -1"),
-    (dict.fromkeys("abcdef", ONE), {}, r"arms must hold at most 5 names beyond gpt, gpt-full, unilm, got \['a', "),
+    (dict.fromkeys("abcdef", ONE), {}, r"arms must hold at most 5 names beyond bert, gpt, .*unilm, got \['a', "),
 ]
 
 

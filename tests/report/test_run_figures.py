@@ -54,7 +54,14 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
 
         monkeypatch.setattr(run_figures, name, listening)
 
-    for name in ("losses", "spectra_by_layer", "measure_by_layer", "measure_by_step", "measure_by_head"):
+    for name in (
+        "losses",
+        "losses_by_position",
+        "spectra_by_layer",
+        "measure_by_layer",
+        "measure_by_step",
+        "measure_by_head",
+    ):
         listen(name)
     kinds = ("png", "svg")
     monkeypatch.setattr(run_figures, "save", lambda figure, folder, name: [folder / f"{name}.{kind}" for kind in kinds])
@@ -63,7 +70,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
 
 def test_losses_are_written_as_png_and_svg_into_the_runs_figures(run: Run) -> None:
     written = draw_losses(run, compare_losses(run))
-    assert [path.name for path in written] == ["losses.png", "losses.svg"]
+    assert [path.name for path in written] == [
+        "losses.png", "losses.svg", "losses_by_position.png", "losses_by_position.svg",
+    ]  # fmt: skip
     assert all(path.parent == run.directory.figures and path.stat().st_size > 1000 for path in written)
 
 
@@ -81,6 +90,35 @@ def test_losses_are_those_of_the_log_with_a_pair_for_every_difference(run: Run, 
             assert values[-1] == pytest.approx(comparison.arm(arm).by_seed[(0, 3).index(seed)], rel=1e-12)
     assert named["differences"] == [("unilm", "gpt"), ("gpt-full", "gpt"), ("gpt-full", "unilm")]
     assert named["baselines"] == comparison.ngrams
+
+
+def test_losses_by_position_are_those_of_the_evaluation_under_the_runs_own_seeds(
+    run: Run, drawn: dict[str, list[Any]]
+) -> None:
+    comparison = compare_losses(run)
+    draw_losses(run, comparison)
+    (((values,), named, (_, lower)),) = drawn["losses_by_position"]
+    assert values.keys() == set(ALL_ARMS)
+    for arm, table in values.items():
+        for seed, row in zip((0, 3), table, strict=True):
+            stored = json.loads((run.directory.metrics(arm, seed).parent / "evaluation.json").read_text())
+            np.testing.assert_array_equal(row, stored["trained"]["by_position"])
+        assert named["seeds"][arm] == (0, 3)
+    assert named["prefix_length"] == comparison.prefix_length == 16
+    assert named["differences"] == drawn["losses"][0][1]["differences"]
+    assert lower.get_xlabel().startswith("position in the sequence (prefix: 0 to 15")
+
+
+def test_masked_losses_have_figures_of_their_own_from_position_0_on(
+    tmp_path: Path, drawn: dict[str, list[Any]]
+) -> None:
+    masked = trained_run(tmp_path / "run", run_config(("gpt", "bert"), (0,)))
+    written = draw_losses(masked, compare_losses(masked))
+    names = ["losses", "losses_by_position", "losses_masked", "losses_by_position_masked"]
+    assert [path.stem for path in written if path.suffix == ".png"] == names
+    suffix, hidden = (call[1] for call in drawn["losses_by_position"])
+    assert (suffix["prefix_length"], suffix["task"]) == (16, "suffix")
+    assert (hidden["prefix_length"], hidden["task"]) == (0, "masked")
 
 
 def test_a_run_of_one_arm_has_losses_and_no_difference(tmp_path: Path, drawn: dict[str, list[Any]]) -> None:

@@ -1,4 +1,4 @@
-"""A rank measure against the loss: the course of every seed, or one point for each."""
+"""A rank measure against the loss: the course of every seed, or one point for each, and the means where they end."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 from numpy.typing import ArrayLike
 
 from rankkit.errors import ConfigurationError
-from rankkit.report.figures.arguments import finite_array, non_empty
-from rankkit.report.style import Key, arm_styles, dress, legend_above, new_figure
+from rankkit.report.figures.arguments import Array, finite_array, non_empty
+from rankkit.report.style import INK, Key, arm_styles, blank_key, dress, interval_notes, legend_above, new_figure
+from rankkit.statistics import mean_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,6 +20,8 @@ __all__ = ["measure_against_loss"]
 HEIGHT: Final = 3.4  # inches
 LINE_WIDTH: Final = 0.8  # points
 MARKER_SIZE: Final = 3.0  # points
+CROSS_SIZE: Final = 7  # points, in the legend
+MEAN: Final = "mean, 95% t intervals"
 DASHES: Final = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 """Of arms that share a colour: the same arm in several runs."""
 
@@ -27,6 +30,9 @@ def measure_against_loss(
     points: Mapping[str, tuple[str, ArrayLike, ArrayLike]], *, label: str, ax: Axes | None = None
 ) -> Axes:
     """Draw the measure against the loss: a line for each seed where there are several steps, else points.
+
+    A cross is the mean over seeds at the last step with the 95% t intervals of both. One seed gives none, and the legend
+    says so.
 
     Args:
         points: name on the legend to the arm (its colour), measure and loss, both "seed step".
@@ -66,6 +72,23 @@ def measure_against_loss(
         }
         for seed in range(len(x)):
             axes.plot(x[seed], y[seed], label=f"_{name} seed {seed}", **look)
+        _draw_mean(axes, name, x[:, -1], y[:, -1], styles[arm].colour)
         keys.append(Line2D([], [], label=name, **look))
-    legend_above(axes, keys)
+    kind = "mean of the last step, 95% t intervals" if any(x.shape[1] > 1 for _, x, _ in tables.values()) else MEAN
+    drawn, note = interval_notes({name: len(x) for name, (_, x, _) in tables.items()}, kind=kind)
+    if drawn:
+        keys.append(Line2D([], [], color=INK, linestyle="", marker="+", markersize=CROSS_SIZE, label=drawn))
+    legend_above(axes, [*keys, *([blank_key(note)] if note else [])])
     return axes
+
+
+def _draw_mean(axes: Axes, name: str, x: Array, y: Array, colour: str) -> None:
+    """A cross of two intervals over seeds, "seed" each."""
+    if x.size < 2:
+        return
+    across, up = mean_interval(x), mean_interval(y)
+    cross = axes.errorbar(
+        across.mean, up.mean, xerr=across.half_width, yerr=up.half_width, fmt="none", ecolor=colour, elinewidth=1.2,
+        capsize=2,
+    )  # fmt: skip
+    cross.set_label(f"_{name} intervals")

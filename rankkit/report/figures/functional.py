@@ -25,6 +25,8 @@ from rankkit.report.style import (
     interval_notes,
     legend_look,
     new_figure,
+    outline_interval,
+    outline_key,
     size_in_points,
 )
 from rankkit.statistics import mean_interval
@@ -65,7 +67,7 @@ def extra_loss_by_rank(
         extra_loss: arm to "seed panel kept_rank", nats per token, of the re-masked cut.
         ranks: "kept_rank", ascending.
         panels: what is cut in each panel, its title.
-        plain: arm to arrays like `extra_loss`, of the cut without re-masking; their means are drawn dashed.
+        plain: arm to arrays like `extra_loss`, of the cut without re-masking; means dashed, intervals as outlines.
         threshold: nats per token, drawn as a line: the functional rank is where a curve falls below it for good.
         ax: one axes per panel; by default those of a new figure.
 
@@ -90,11 +92,8 @@ def extra_loss_by_rank(
         for arm, table in values.items():
             _draw_arm(panel, arm, kept, table[:, index], styles[arm])
             if arm in leaking:
-                mean = leaking[arm][:, index].mean(axis=0)
-                panel.plot(
-                    kept, mean, color=styles[arm].colour, linewidth=1, linestyle=PLAIN_DASHES, label=f"_{arm} plain"
-                )
-    _label(axes, _keys(values, styles, threshold, has_plain=bool(leaking)), each=ax is not None)
+                _draw_plain(panel, arm, kept, leaking[arm][:, index], styles[arm])
+    _label(axes, _keys(values, styles, threshold, leaking), each=ax is not None)
     return axes
 
 
@@ -164,8 +163,15 @@ def _draw_arm(axes: Axes, arm: str, ranks: Array, table: Array, style: ArmStyle)
     )  # fmt: skip
 
 
+def _draw_plain(axes: Axes, arm: str, ranks: Array, table: Array, style: ArmStyle) -> None:
+    """Mean and outlined interval of "seed kept_rank"."""
+    if len(table) > 1:
+        outline_interval(axes, ranks, table, style.colour, f"_{arm} plain interval")
+    axes.plot(ranks, table.mean(axis=0), color=style.colour, linewidth=1, linestyle=PLAIN_DASHES, label=f"_{arm} plain")
+
+
 def _keys(
-    values: Mapping[str, Array], styles: Mapping[str, ArmStyle], threshold: float, *, has_plain: bool
+    values: Mapping[str, Array], styles: Mapping[str, ArmStyle], threshold: float, plain: Mapping[str, Array]
 ) -> list[Key]:
     from matplotlib.lines import Line2D
 
@@ -176,10 +182,11 @@ def _keys(
     drawn, note = interval_notes({arm: len(table) for arm, table in values.items()}, kind=INTERVAL)
     if drawn:
         keys.append(band_key(drawn, [styles[arm].colour for arm, table in values.items() if len(table) > 1]))
-    if has_plain:
+    if plain:
         keys.append(
             Line2D([], [], color=INK, linewidth=1, linestyle=PLAIN_DASHES, label="not re-masked: mixes in the future")
         )
+        keys += [outline_key()] if any(len(table) > 1 for table in plain.values()) else []
     keys.append(Line2D([], [], color=MUTED, linewidth=0.9, linestyle=(0, (1.5, 1.5)), label=f"{threshold:g} nats"))
     return [*keys, *([blank_key(note)] if note else [])]
 

@@ -9,13 +9,22 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rankkit.errors import ConfigurationError
-from rankkit.report.figures.arguments import Array, finite_array, non_empty
-from rankkit.report.style import BAND_ALPHA, INK, LABEL_SIZE, SMALL_SIZE, blank_key, dress, new_figure
+from rankkit.report.figures.arguments import Array, finite_array, given_axes, non_empty
+from rankkit.report.style import (
+    BAND_ALPHA,
+    INK,
+    LABEL_SIZE,
+    SMALL_SIZE,
+    Key,
+    blank_key,
+    dress,
+    legend_look,
+    new_figure,
+    size_in_points,
+)
 
 if TYPE_CHECKING:
-    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 __all__ = ["phase_diagram"]
 
@@ -24,6 +33,7 @@ Curve: TypeAlias = tuple[ArrayLike, ArrayLike, ArrayLike]
 Points: TypeAlias = tuple[ArrayLike, ArrayLike]
 """Standard deviations and heights."""
 
+X_LABEL: Final = "standard deviation of the logits"
 COLUMNS: Final = 3
 ROW_HEIGHT: Final = 1.75  # inches: a panel a little wider than high at paper width
 LINE_WIDTH: Final = 1.2  # points
@@ -41,6 +51,7 @@ def phase_diagram(
     points: Mapping[str, Mapping[str, Points]] | None = None,
     points_label: str = "",
     logarithmic: bool = False,
+    ax: Iterable[Axes] | None = None,
 ) -> tuple[Axes, ...]:
     """Draw curves over a logarithmic axis of standard deviations.
 
@@ -54,9 +65,11 @@ def phase_diagram(
         points: title to label of a line to points of its colour: crossings, or what somebody else found.
         points_label: what they are.
         logarithmic: vertical axes.
+        ax: one axes per panel; by default those of a new figure. The legend of given axes goes above them all, to the
+            top of their figure or subfigure.
 
     Returns:
-        The axes of a new figure, one for each panel.
+        The axes, one per panel.
 
     Raises:
         ConfigurationError: an argument that is empty, not finite or mismatched, or not positive on a logarithmic axis.
@@ -64,19 +77,30 @@ def phase_diagram(
     drawn = _checked_panels(panels, logarithmic)
     marked = _checked_points(points or {}, drawn, logarithmic)
     styles = _styles(dict.fromkeys(name for curves in drawn.values() for name in curves))
-    rows = -(-(len(drawn) + 1) // COLUMNS)
-    figure = new_figure(rows * ROW_HEIGHT)
-    found = []
-    for place, (title, curves) in enumerate(drawn.items()):
-        axes = figure.add_subplot(rows, COLUMNS, place + 1)
-        _draw_panel(axes, curves, styles, reference, marked.get(title, {}), logarithmic)
-        axes.set_title(title, fontsize=SMALL_SIZE, color=INK, loc="left")
-        found.append(axes)
-    figure.supxlabel("standard deviation of the logits", fontsize=LABEL_SIZE, color=INK)
-    figure.supylabel(label, fontsize=LABEL_SIZE, color=INK)
+    axes = _new_axes(len(drawn), label) if ax is None else given_axes(ax, len(drawn))
+    for panel, (title, curves) in zip(axes, drawn.items(), strict=True):
+        _draw_panel(panel, curves, styles, reference, marked.get(title, {}), logarithmic)
+        panel.set_title(title, fontsize=SMALL_SIZE, color=INK, loc="left")
     has_bands = any(np.isfinite(half).any() for curves in drawn.values() for _, _, half in curves.values())
-    _draw_legend(figure, rows, styles, interval if has_bands else "", points_label if marked else "")
-    return tuple(found)
+    keys = _keys(styles, interval if has_bands else "", points_label if marked else "")
+    if ax is None:
+        _legend_behind(axes, keys)
+        return axes
+    for panel in axes:
+        panel.set_xlabel(X_LABEL, fontsize=LABEL_SIZE, color=INK)
+        panel.set_ylabel(label, fontsize=LABEL_SIZE, color=INK)
+    container = axes[0].figure
+    container.legend(loc="outside upper left", frameon=False, **legend_look(keys, size_in_points(container)[0]))
+    return axes
+
+
+def _new_axes(count: int, label: str) -> tuple[Axes, ...]:
+    """A grid with room for the legend behind the last panel."""
+    rows = -(-(count + 1) // COLUMNS)
+    figure = new_figure(rows * ROW_HEIGHT)
+    figure.supxlabel(X_LABEL, fontsize=LABEL_SIZE, color=INK)
+    figure.supylabel(label, fontsize=LABEL_SIZE, color=INK)
+    return tuple(figure.add_subplot(rows, COLUMNS, place + 1) for place in range(count))
 
 
 def _checked_panels(
@@ -173,19 +197,19 @@ def _draw_panel(
         )  # fmt: skip
 
 
-def _draw_legend(
-    figure: Figure, rows: int, styles: Mapping[str, dict[str, Any]], interval: str, points_label: str
-) -> None:
-    """In the cell after the last panel."""
+def _keys(styles: Mapping[str, dict[str, Any]], interval: str, points_label: str) -> list[Key]:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    handles: list[Artist] = [Line2D([], [], label=name, **style) for name, style in styles.items()]
+    keys: list[Key] = [Line2D([], [], label=name, **style) for name, style in styles.items()]
     if points_label:
-        handles.append(
-            Line2D([], [], color=INK, linestyle="none", marker="o", markersize=POINT_SIZE, label=points_label)
-        )
-    handles.append(Patch(facecolor=INK, alpha=BAND_ALPHA, label=interval) if interval else blank_key("no intervals"))
-    cell = figure.add_subplot(rows, COLUMNS, rows * COLUMNS)
+        keys.append(Line2D([], [], color=INK, linestyle="none", marker="o", markersize=POINT_SIZE, label=points_label))
+    return [*keys, Patch(facecolor=INK, alpha=BAND_ALPHA, label=interval) if interval else blank_key("no intervals")]
+
+
+def _legend_behind(axes: Sequence[Axes], keys: Sequence[Key]) -> None:
+    """In the last cell of the grid."""
+    rows = -(-(len(axes) + 1) // COLUMNS)
+    cell = axes[0].figure.add_subplot(rows, COLUMNS, rows * COLUMNS)
     cell.set_axis_off()
-    cell.legend(handles=handles, loc="center", frameon=False, fontsize=SMALL_SIZE)
+    cell.legend(handles=[*keys], loc="center", frameon=False, fontsize=SMALL_SIZE)

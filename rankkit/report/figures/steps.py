@@ -22,6 +22,8 @@ from rankkit.report.style import (
     interval_notes,
     legend_above,
     new_figure,
+    outline_interval,
+    outline_key,
 )
 from rankkit.statistics import mean_interval
 
@@ -54,7 +56,8 @@ def measure_by_step(
         values: arm to "seed step", the measure averaged over sequences, heads and trained layers of each seed.
         steps: "step", ascending, the same for every arm.
         label: of the vertical axis, with the unit if there is one.
-        swapped: arm to "seed step" like its values: the same Q and K under the other arm's mask, its mean dashed.
+        swapped: arm to "seed step" like its values: the same Q and K under the other arm's mask; its mean is dashed, its
+            interval an outline.
         ax: where to draw; by default the axes of a new figure.
 
     Returns:
@@ -76,11 +79,13 @@ def measure_by_step(
     for arm, table in own.items():
         _draw_arm(axes, arm, at, table, styles[arm])
     for arm, table in other.items():
+        if len(table) > 1:
+            outline_interval(axes, at, table, styles[arm].colour, f"_{arm} swapped interval")
         axes.plot(
             at, table.mean(axis=0), color=styles[arm].colour, linewidth=1.2, linestyle=SWAPPED_DASHES,
             label=f"_{arm} swapped mean",
         )  # fmt: skip
-    legend_above(axes, _keys(own, styles, has_swapped=bool(other)))
+    legend_above(axes, _keys(own, styles, other))
     return axes
 
 
@@ -109,7 +114,7 @@ def _draw_arm(axes: Axes, arm: str, steps: Array, table: Array, style: ArmStyle)
     )
 
 
-def _keys(own: Mapping[str, Array], styles: Mapping[str, ArmStyle], *, has_swapped: bool) -> list[Key]:
+def _keys(own: Mapping[str, Array], styles: Mapping[str, ArmStyle], other: Mapping[str, Array]) -> list[Key]:
     from matplotlib.lines import Line2D
 
     handles: list[Key] = [
@@ -120,8 +125,9 @@ def _keys(own: Mapping[str, Array], styles: Mapping[str, ArmStyle], *, has_swapp
     if drawn:
         handles.append(Line2D([], [], color=INK, linewidth=SEED_WIDTH, label="one seed"))
         handles.append(band_key(drawn, [styles[arm].colour for arm, table in own.items() if len(table) > 1]))
-    if has_swapped:
+    if other:
         handles.append(
             Line2D([], [], color=INK, linewidth=1.2, linestyle=SWAPPED_DASHES, label="under the other arm's mask")
         )
+        handles += [outline_key()] if any(len(table) > 1 for table in other.values()) else []
     return [*handles, *([blank_key(note)] if note else [])]
