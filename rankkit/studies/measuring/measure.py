@@ -68,6 +68,8 @@ class Progress:
     """Matrices to measure."""
     label: str
     """What is being measured."""
+    unit: str = "matrix"
+    """What is counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -253,7 +255,7 @@ def _functional(
     stop: Callable[[], bool],
 ) -> FunctionalRank:
     def tell(step: CutProgress) -> None:
-        on_progress(Progress(step.done, step.total, f"functional rank: {step.label}"))
+        on_progress(Progress(step.done, step.total, f"functional rank: {step.label}", "forward pass"))
 
     return functional_rank(
         run,
