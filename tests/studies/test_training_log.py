@@ -123,5 +123,5 @@ def test_a_damaged_log_is_refused_by_name(tmp_path: Path) -> None:
     run = trained_run(tmp_path / "run", run_config(seeds=(0,)))
     path = run.directory.metrics("gpt", 0)
     path.write_text(json.dumps({"step": 1, "kind": "train"}) + "\n", encoding="utf-8")
-    with pytest.raises(RunError, match=r"must hold lines with kind, step and loss, got none of loss\. Restore"):
+    with pytest.raises(RunError, match=r"must hold lines with kind, step and loss, got one without loss\. Restore"):
         TrainingLog(run, Heard())
