@@ -8,8 +8,8 @@ from html import escape
 
 __all__ = ["html_table", "plus_minus", "short"]
 
-_RIGHT = ' style="text-align:right"'
-_LEFT = ' style="text-align:left"'
+_RIGHT = ' style="text-align:right;padding:0.2em 0.6em"'
+_LEFT = ' style="text-align:left;padding:0.2em 0.6em"'
 
 
 def html_table(

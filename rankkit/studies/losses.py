@@ -160,7 +160,12 @@ class LossComparison:
         ]  # fmt: skip
         headings = ("arm", "loss on", "seeds", "loss", "standard error", "model that counts", "uniform attention")
         caption = f"Held-out losses, nats per token: {self.sequences} sequences of {self.documents} documents"
-        return html_table(caption, headings, rows, notes=[verdict(found) for found in self.differences])
+        untrained = [
+            f"{arm.arm} is not trained enough: its loss is not below that of the model that counts by two standard errors."
+            for arm in self.arms
+            if not arm.is_trained_enough
+        ]
+        return html_table(caption, headings, rows, notes=[*untrained, *map(verdict, self.differences)])
 
 
 def compare_losses(run: Run) -> LossComparison:
