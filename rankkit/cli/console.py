@@ -104,6 +104,9 @@ class Output:
         Yields:
             What to tell every step.
         """
+        if self.quiet:
+            yield lambda step: None
+            return
         from rankkit.cli.progress_view import ProgressView  # which is made of this module
 
         view = ProgressView(self, total)

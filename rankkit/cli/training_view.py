@@ -52,6 +52,7 @@ class TrainingView(LiveView):
         self._arms, self._last_step = run.config.arms, train.steps
         self._tokens_per_step = train.batch_size * model.sequence_length
         self._steps = {unit: train.steps if run.finished(*unit) else 0 for unit in units or run.config.units}
+        self._evaluated = dict(self._steps)  # steps that no evaluation is still to come of
         objectives = {run.config.arm(arm).train.objective for arm in self._arms[:2]}
         # Losses over different targets have no paired difference.
         self._pair = (self._arms[1], self._arms[0]) if len(self._arms) > 1 and len(objectives) == 1 else None
@@ -65,6 +66,10 @@ class TrainingView(LiveView):
 
     def __call__(self, message: Message) -> None:
         """Take one message."""
+        if isinstance(message, Interrupted):
+            self.interrupted = True
+        if self._output.quiet:
+            return
         with self._lock:
             self._take(message)
         if isinstance(message, Evaluated):
@@ -72,6 +77,7 @@ class TrainingView(LiveView):
 
     def _take(self, message: Message) -> None:
         if isinstance(message, Ready):
+            self._evaluated[message.arm, message.seed] = message.step
             if message.step != self._steps[message.arm, message.seed]:  # what was trained before is no speed
                 self._steps[message.arm, message.seed] = message.step
                 self._pace = Pace(self._done)
@@ -81,11 +87,10 @@ class TrainingView(LiveView):
             _smooth(self._curves.setdefault((message.arm, message.seed), []), message.record.loss)
             self._pair_up(message)
         elif isinstance(message, Evaluated):
+            self._evaluated[message.arm, message.seed] = message.step
             self._held_out[message.arm, message.seed] = (message.step, message.loss)
         elif isinstance(message, Finished):
             self._steps[message.arm, message.seed] = self._last_step
-        elif isinstance(message, Interrupted):
-            self.interrupted = True
 
     def _pair_up(self, message: Stepped) -> None:
         """The difference of two arms on the same batch, where both have taken it."""
@@ -155,7 +160,7 @@ class TrainingView(LiveView):
 
     def _say_evaluation(self, message: Evaluated) -> None:
         """A line of a log file, where the last arm of a seed has come to an evaluation."""
-        steps = [step for (_, seed), step in self._steps.items() if seed == message.seed]
+        steps = [step for (_, seed), step in self._evaluated.items() if seed == message.seed]
         if min(steps) < message.step or not (self._is_due() or message.step == self._last_step):
             return
         losses = []
