@@ -33,7 +33,9 @@ __all__ = [
     "names",
     "new_table",
     "plain",
+    "plural",
     "shard_option",
+    "size_words",
     "visible",
 ]
 
@@ -55,6 +57,10 @@ class Step(Protocol):
     @property
     def total(self) -> int:
         """How much there is to do; it may change on the way."""
+
+    @property
+    def unit(self) -> str:
+        """What is counted, in the singular, for a rate; empty where that would say nothing."""
 
     @property
     def label(self) -> str:
@@ -80,8 +86,8 @@ class Output:
 
     @property
     def live(self) -> bool:
-        """Whether to show progress: stderr is a terminal and nobody asked for quiet."""
-        return not self.quiet and self.err.is_terminal
+        """Whether lines can be renewed: stderr is a terminal that knows how, and nobody asked for quiet."""
+        return not self.quiet and self.err.is_terminal and not self.err.is_dumb_terminal
 
     def note(self, text: str) -> None:
         """Something said on the way, on stderr."""
@@ -90,7 +96,7 @@ class Output:
 
     @contextlib.contextmanager
     def progress(self, total: int) -> Iterator[Callable[[Step], None]]:
-        """A bar on stderr while the context lasts, where there is somebody to see it.
+        """How far it is, on stderr, while the context lasts: renewed on a terminal, else a line now and then.
 
         Args:
             total: how much there is to do, until a step says otherwise.
@@ -98,17 +104,14 @@ class Output:
         Yields:
             What to tell every step.
         """
-        if not self.live:
+        if self.quiet:
             yield lambda step: None
             return
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+        from rankkit.cli.progress_view import ProgressView  # which is made of this module
 
-        words = TextColumn("{task.description}", markup=False)
-        with Progress(
-            words, BarColumn(bar_width=20), TaskProgressColumn(), TimeRemainingColumn(), console=self.err
-        ) as bar:
-            task = bar.add_task("measuring", total=total)
-            yield lambda step: bar.update(task, completed=step.done, total=step.total, description=step.label)
+        view = ProgressView(self, total)
+        with view.showing():
+            yield view
 
     def say(self, text: str = "") -> None:
         """A line of the result, on stdout unless that is for JSON."""
@@ -153,10 +156,11 @@ def counted(count: int, noun: str) -> str:
         count: at least 0.
         noun: in the singular, the word that changes last: "forward pass", "finished slab".
     """
-    return f"{count:,} {noun if count == 1 else _plural(noun)}"
+    return f"{count:,} {noun if count == 1 else plural(noun)}"
 
 
-def _plural(noun: str) -> str:
+def plural(noun: str) -> str:
+    """Of words that change last."""
     if noun.endswith("matrix"):
         return f"{noun.removesuffix('x')}ces"
     return f"{noun}{'es' if noun.endswith(('s', 'ch')) else 's'}"
@@ -168,6 +172,12 @@ def duration(seconds: float) -> str:
         return counted(max(1, round(seconds)), "second")
     tenths = f"{seconds / 60:.1f}".removesuffix(".0")
     return f"{tenths} {'minute' if tenths == '1' else 'minutes'}"
+
+
+def size_words(count: int) -> str:
+    """Bytes in MiB or GiB, three digits."""
+    size, unit = (count / 2**30, "GiB") if count >= 2**30 else (count / 2**20, "MiB")
+    return f"{size:,.0f} {unit}" if size >= 99.5 else f"{size:.3g} {unit}"
 
 
 def few_seeds(seeds: int) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from rankkit.cli.console import INTERRUPTED, Output, command_line, counted, duration
+from rankkit.cli.console import INTERRUPTED, Output, command_line, counted, duration, size_words
 from rankkit.errors import SpectrumFileError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def show_plan(source: Source, config: MeasureConfig, output: Output) -> None:
             f"functional rank: {counted(cuts.passes, 'forward pass')}, {counted(cuts.decompositions, 'matrix')} decomposed"
         )
     if kept:
-        output.say(f"kept: {_size(kept)} before compression, of at most {_size(config.keep_limit)}")
+        output.say(f"kept: {size_words(kept)} before compression, of at most {size_words(config.keep_limit)}")
     output.say(f"time: about {duration(seconds)} (from a little of the work done now)")
     output.result(
         {
@@ -75,10 +75,6 @@ def _expected_seconds(source: Source, config: MeasureConfig, plan: Plan) -> floa
     if cuts is not None and isinstance(source, RunSource):
         of_cuts = functional_sweep.expected_seconds(source.run, cuts, workers=config.workers)
     return expected_seconds(plan, config) + of_cuts
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.3g} GiB" if count >= 2**30 else f"{count / 2**20:.3g} MiB"
 
 
 def _warn_of_length(source: Source, plan: Plan, output: Output) -> None:
@@ -116,7 +112,7 @@ def measure_and_report(
     _note_agreement(plan, output)
     output.note(f"{counted(plan.matrices, 'matrix')}, about {duration(_expected_seconds(source, config, plan))}")
     if kept := kept_bytes(plan, config):
-        output.note(f"keeping {_size(kept)} before compression")
+        output.note(f"keeping {size_words(kept)} before compression")
     started = perf_counter()
     found = _measured(source, config, path, plan, output, device, force=force, resume=resume)
     elapsed = perf_counter() - started

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +26,13 @@ from rankkit.cli.console import (
 )
 
 if TYPE_CHECKING:
+    from rankkit.cli.training_view import TrainingView
     from rankkit.studies.initial_weights import Source
+    from rankkit.studies.monitoring.tensorboard import TensorBoardLog
     from rankkit.studies.plan import TrainingPlan
     from rankkit.studies.run import Run
     from rankkit.training.config import InitialWeights, RunConfig
+    from rankkit.training.unit import Message
 
 __all__ = ["command", "new_run", "train_and_report"]
 
@@ -43,6 +48,7 @@ _PRESETS = ("tiny", "small", "base")  # rankkit.training.presets.PRESETS, whose 
         "rankkit train-pair --arms gpt,unilm,gpt-full --seeds 0-4 --plan",
         "rankkit train-pair --arms bert,mixed-heads,mixed-layers --set train.masked_fraction=0.4",
         "rankkit train-pair --arms gpt,unilm --init-from runs/tiny/gpt --out runs/switched",
+        "rankkit train-pair books/ --out runs/books --log-dir logs     then: tensorboard --logdir logs",
         "rankkit train-pair --resume runs/books",
     ),
 )
@@ -66,6 +72,7 @@ _PRESETS = ("tiny", "small", "base")  # rankkit.training.presets.PRESETS, whose 
 @click.option("--workers", type=click.IntRange(1), help="Units trained side by side.  [default: one per core]")
 @click.option("--shard", default="0/1", show_default=True, help="Train part i of n; later --resume completes the run.")
 @click.option("--resume", type=click.Path(file_okay=False), help="Continue this run to the same bits.")
+@click.option("--log-dir", type=click.Path(file_okay=False), help="Also log to this folder for TensorBoard.")
 @click.option("--out", type=click.Path(), help="Run directory to make.  [default: runs/PRESET]")
 @click.option("--force", is_flag=True, help="Replace an existing run.")
 @click.option(
@@ -74,7 +81,15 @@ _PRESETS = ("tiny", "small", "base")  # rankkit.training.presets.PRESETS, whose 
 @device_option
 @common_options
 @guarded
-def command(output: Output, resume: str | None, device: str, workers: int | None, shard: str, **options: Any) -> None:
+def command(
+    output: Output,
+    resume: str | None,
+    device: str,
+    workers: int | None,
+    shard: str,
+    log_dir: str | None,
+    **options: Any,
+) -> None:
     """Train models that differ only in the attention mask, prove the match, compare the losses.
 
     TEXT is files, folders or globs of .txt, .jsonl, .parquet, or token ids (.npy, .bin); without it the standard library
@@ -85,10 +100,10 @@ def command(output: Output, resume: str | None, device: str, workers: int | None
     from rankkit.training.environment import choose_device
 
     place = choose_device(device)
-    part = shard_option(shard)
+    part, log = shard_option(shard), _log(log_dir)
     if resume is not None:
         _refuse_with_resume(options)
-        output.result(train_and_report(open_run(Path(resume)), output, place, workers, part))
+        output.result(train_and_report(open_run(Path(resume)), output, place, workers, part, log=log))
         return
     config, source = _configuration(**options), _source(options["init_from"])
     if source is not None:
@@ -98,7 +113,14 @@ def command(output: Output, resume: str | None, device: str, workers: int | None
         return
     out = Path(options["out"] or f"runs/{options['preset'] or 'tiny'}")
     run = new_run(config, out, place, workers, options["force"], output, source=source)
-    output.result(train_and_report(run, output, place, workers, part))
+    output.result(train_and_report(run, output, place, workers, part, log=log))
+
+
+def _log(folder: str | None) -> TensorBoardLog | None:
+    """TensorBoard's, where it is asked for; refused before anything is made where it cannot be had."""
+    from rankkit.studies.monitoring.tensorboard import TensorBoardLog
+
+    return TensorBoardLog(folder) if folder is not None else None
 
 
 def _source(name: str | None) -> Source | None:
@@ -201,7 +223,14 @@ def initial_note(initial: InitialWeights) -> str:
 
 
 def train_and_report(
-    run: Run, output: Output, device: Any, workers: int | None, shard: tuple[int, int], *, next_step: bool = True
+    run: Run,
+    output: Output,
+    device: Any,
+    workers: int | None,
+    shard: tuple[int, int],
+    *,
+    log: TensorBoardLog | None = None,
+    next_step: bool = True,
 ) -> dict[str, Any]:
     """Train what is unfinished, then show the table and draw the losses; returns the same as plain values."""
     from rankkit.cli.loss_table import losses_as_dict, show_losses
@@ -211,13 +240,18 @@ def train_and_report(
     from rankkit.studies.losses import compare_losses
     from rankkit.studies.train_pair import default_workers, shard_of, train_units
 
-    view = TrainingView(run, output)
+    view = TrainingView(run, output, shard_of(run.config.units, shard))
     default, _ = default_workers(device, len(run.config.units))
     path = run.directory.path
     resume = f"rankkit train-pair --resume {shlex.quote(str(path))}"
-    with interruption() as request, view.showing():
+    with interruption() as request, view.showing(), log or contextlib.nullcontext():
         complete = train_units(
-            run, device=device, workers=workers or default, shard=shard, on_message=view, stop=request
+            run,
+            device=device,
+            workers=workers or default,
+            shard=shard,
+            on_message=_listeners(run, view, log),
+            stop=request,
         )
     if view.interrupted or (request.requested and not complete):
         click.echo(f"Interrupted; every finished step is saved in {path}. Continue with: {resume}", err=True)
@@ -239,6 +273,21 @@ def train_and_report(
     if next_step:
         output.say(f"next: rankkit spectrum {shlex.quote(str(path))}")
     return {"run": str(path), "complete": True, **losses_as_dict(comparison), "figures": [str(f) for f in figures]}
+
+
+def _listeners(run: Run, view: TrainingView, log: TensorBoardLog | None) -> Callable[[Message], None]:
+    """The view, and after it the log where there is one."""
+    from rankkit.studies.training_log import TrainingLog
+
+    if log is None:
+        return view
+    told = TrainingLog(run, log)
+
+    def receive(message: Message) -> None:
+        view(message)
+        told(message)
+
+    return receive
 
 
 def _different_machines(run: Run) -> list[str]:

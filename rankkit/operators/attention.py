@@ -42,7 +42,7 @@ def product_path(device: torch.device, dtype: torch.dtype, scores: Scores) -> Pr
     return "row-blocks" if scores or (device.type == "cuda" and dtype == torch.float64) else "fused"
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class AttentionOperator(Operator):
     """softmax(scale Q K^T, masked) for any number of heads and sequences that share one mask, not yet computed.
 
@@ -109,6 +109,21 @@ class AttentionOperator(Operator):
                 )
         object.__setattr__(self, "bias", scores.bias)
         object.__setattr__(self, "sink", scores.sink)
+
+    def facts(self) -> dict[str, str]:
+        """Sizes, mask, scale, and what else enters the logits."""
+        dtype = str(self.query.dtype).removeprefix("torch.")
+        found = {
+            **super().facts(),
+            "mask": repr(self.mask),
+            "scale": f"{self.scale:.4g}",
+            "queries and keys": f"{self.query.shape[-1]} features, {dtype}",
+            "softcap": "" if self.softcap is None else f"{self.softcap:g}",
+            "bias": "" if self.bias is None else type(self.bias).__name__,
+            "sink": "" if self.sink is None else "a logit for each matrix",
+            **{name: str(label) for name, label in self.labels.items()},
+        }
+        return {name: text for name, text in found.items() if text}
 
     @property
     def scores(self) -> Scores:

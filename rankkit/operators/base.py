@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from rankkit.display import html_table
 from rankkit.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -73,6 +74,21 @@ class Operator(ABC):
     @abstractmethod
     def __getitem__(self, matrices: slice) -> Operator:
         """Some of them along the first axis."""
+
+    def facts(self) -> dict[str, str]:
+        """What there is to say of the matrices without computing anything, by what it is."""
+        return {
+            "matrices": " x ".join(map(str, self.batch_shape)) or "1",
+            "size": f"{self.rows} x {self.columns}",
+            "device": str(self.device),
+        }
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}: {text}' for name, text in self.facts().items())})"
+
+    def _repr_html_(self) -> str:
+        """The facts, for notebooks."""
+        return html_table(type(self).__name__, (), list(self.facts().items()))
 
     def gram_product(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """A X and A^T A X of "... column probe"."""

@@ -18,7 +18,7 @@ __all__ = ["DenseOperator"]
 SUM_ROUNDINGS = 4  # of an entry in its format: storing it, and up to three in a softmax of that precision
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class DenseOperator(Operator):
     """Matrices that are already there: somebody else's attention, a kernel without a softmax, anything."""
 
@@ -62,6 +62,11 @@ class DenseOperator(Operator):
     def device(self) -> torch.device:
         """Of the tensor."""
         return self.matrix.device
+
+    def facts(self) -> dict[str, str]:
+        """Sizes, dtype and labels."""
+        dtype = str(self.matrix.dtype).removeprefix("torch.")
+        return {**super().facts(), "entries": dtype, **{name: str(label) for name, label in self.labels.items()}}
 
     @cached_property
     def structure(self) -> frozenset[str]:

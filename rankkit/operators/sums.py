@@ -14,7 +14,7 @@ from rankkit.operators.base import ROW_SUM_TOLERANCE, Operator
 __all__ = ["SumOperator", "weighted_sum"]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class SumOperator(Operator):
     """A weighted sum of operators of one shape: differential attention is one operator minus another."""
 

@@ -9,6 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from rankkit.display import html_table, short
 from rankkit.spectra.floors import resolved
 
 __all__ = ["METHODS", "STATUSES", "Spectrum"]
@@ -110,3 +111,54 @@ class Spectrum:
     def resolved_model(self) -> Tensor:
         """Values above the model floor, "..."."""
         return resolved(self.singular_values, self.floor_model)
+
+    def __repr__(self) -> str:
+        rank = self.measures.get("effective_rank")
+        mean = "" if rank is None else f"; mean effective_rank {short(_mean(rank))}"
+        return f"Spectrum({_shape(self.status)}, {self._states()}{mean}; measures {len(self.measures)})"
+
+    def _repr_html_(self) -> str:
+        """Measures over all matrices, for notebooks."""
+        rows = [[name, *_summary(values), short(_largest(self.errors[name]))] for name, values in self.measures.items()]
+        rows += [
+            [f"{name}, bracket", f"{short(_mean(lower))} to {short(_mean(upper))}", "", "", ""]
+            for name, (lower, upper) in self.brackets.items()
+            if bool(lower.isfinite().any())
+        ]
+        count = self.singular_values.shape[-1]
+        notes = [
+            f"{self._states()}. {self.rule}.",
+            f"Of {count} singular values {short(_mean(self.resolved))} lie above the arithmetic floor and "
+            f"{short(_mean(self.resolved_model))} above the model floor (means).",
+            *(f"no {name}: {reason}" for name, reason in self.unavailable.items()),
+        ]
+        return html_table(
+            f"Spectra of {_shape(self.status)}", ("measure", "mean", "smallest", "largest", "error at most"), rows,
+            notes=notes,
+        )  # fmt: skip
+
+    def _states(self) -> str:
+        counts = {name: int((self.status == code).sum()) for code, name in enumerate(STATUSES)}
+        return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+
+
+def _shape(tensor: Tensor) -> str:
+    return f"{' x '.join(map(str, tensor.shape)) or '1'} matri{'x' if tensor.numel() == 1 else 'ces'}"
+
+
+def _summary(values: Tensor) -> tuple[str, str, str]:
+    """Mean, smallest and largest of the finite ones, and how many those are where not all are."""
+    known = values[values.isfinite()].double()
+    if known.numel() == 0:
+        return "-", "-", "-"
+    of = "" if known.numel() == values.numel() else f" (of {known.numel()})"
+    return f"{short(float(known.mean()))}{of}", short(float(known.min())), short(float(known.max()))
+
+
+def _mean(values: Tensor) -> float:
+    return float(values[values.isfinite()].double().mean())
+
+
+def _largest(values: Tensor) -> float:
+    known = values[~values.isnan()]
+    return float(known.max()) if known.numel() else float("nan")

@@ -13,10 +13,12 @@ from rankkit.studies.measuring.run_source import plan_measurement
 from rankkit.studies.merging.merge import Merged, merge
 from rankkit.studies.monitoring.history import MonitorHistory
 from rankkit.studies.monitoring.monitor import Monitor
+from rankkit.studies.monitoring.tensorboard import TensorBoardLog
 from rankkit.studies.recomputation import recompute_problems
 from rankkit.studies.run import Run, create_run, load_model, open_run
 from rankkit.studies.stock.export import ExportedModel, export_model
 from rankkit.studies.train_pair import train_pair, train_units
+from rankkit.studies.training_log import TrainingLog
 from rankkit.studies.truncation import truncated_attention
 
 __all__ = [
@@ -30,6 +32,8 @@ __all__ = [
     "Monitor",
     "MonitorHistory",
     "Run",
+    "TensorBoardLog",
+    "TrainingLog",
     "build_certificate",
     "certificate_problems",
     "compare_losses",

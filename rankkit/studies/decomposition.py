@@ -22,6 +22,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from rankkit.display import html_table, plus_minus
 from rankkit.masks import MaskKind
 from rankkit.statistics import Interval, bootstrap_over_documents, mean_interval
 from rankkit.studies.head_means import Bracket, HeadMeans, head_means
@@ -37,6 +38,7 @@ Array = NDArray[np.float64]
 
 _NAMES_OF_KEYS: Final = ("sink_position",)  # a key's index has no mean over heads, and no difference
 _OF_THE_PREFIX: Final = ("prefix_block", "prefix_block_first_key_removed")
+_ROWS_SHOWN: Final = 60  # of a notebook's table: what a screen or two hold; else the means over layers
 _WIDENED: Final = "widened by the brackets of estimates"
 
 
@@ -102,7 +104,7 @@ class Row:
         return abs(self.effects["interaction"].mean) > smaller
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Decomposition:
     """Gap and its parts for every measure, region and layer at one step of training."""
 
@@ -135,6 +137,37 @@ class Decomposition:
         """The rows over all trained layers, one for each region that has such a layer."""
         return tuple(row for row in self.rows[measure] if row.layer is None)
 
+    @property
+    def _headline(self) -> str:
+        """The measure that is shown where there is room for one: the effective rank, or the first."""
+        return "effective_rank" if "effective_rank" in self.measures else self.measures[0]
+
+    def __repr__(self) -> str:
+        return (
+            f"Decomposition({' - '.join(self.arms)} at step {self.step}, {self.seeds} seeds, {len(self.layers)} layers; "
+            f"measures {', '.join(self.measures)})"
+        )
+
+    def _repr_html_(self) -> str:
+        """Both arms, gap and parts of the headline measure, for notebooks."""
+        every = self.rows[self._headline]
+        rows = every if len(every) <= _ROWS_SHOWN else self.means(self._headline)
+        kind = next((row.effects["gap"].kind for row in rows if row.effects["gap"].count), "no matrix has a value")
+        notes = [
+            f"{self._headline} averaged over heads and sequences; gap = mask effect + learned effect; ± half of the 95% "
+            f"interval ({kind}). An effect whose interval holds 0 is not resolved"
+            + ("." if self.seeds > 1 else ": one seed, no verdict."),
+        ]
+        if any(row.untrained for row in rows):
+            notes.append("* hardly reached by the loss, and left out of the mean.")
+        if any(row.order_matters for row in rows):
+            notes.append("~ the interaction exceeds the smaller effect: the split depends on the order of the factors.")
+        if len(rows) < len(every):
+            notes.append(f"By layer: .rows[{self._headline!r}].")
+        caption = f"{self._headline.replace('_', ' ')} at step {self.step}, {self.seeds} seed{'s' * (self.seeds > 1)}"
+        headings = ("region", "layer", *self.arms, *(name.replace("_", " ") for name in EFFECTS))
+        return html_table(caption, headings, [_cells(row) for row in rows], notes=notes)
+
     def bounds(self, effect: str) -> Array:
         """Mean, lower and upper bound, "measure region layer bound"."""
         return self.arrays()[effect]
@@ -162,6 +195,14 @@ class Decomposition:
                 for name, interval in row.effects.items():
                     found[f"{prefix}{name}"][where] = (interval.mean, interval.lower, interval.upper)
         return found
+
+
+def _cells(row: Row) -> list[str]:
+    """Of a notebook's table."""
+    layer = "mean" if row.layer is None else str(row.layer)
+    own = [plus_minus(interval.mean, interval.half_width) for interval in row.own]
+    effects = [plus_minus(row.effects[name].mean, row.effects[name].half_width, sign="+") for name in EFFECTS]
+    return [row.region.replace("_", " "), f"{layer}{'*' * row.untrained}{'~' * row.order_matters}", *own, *effects]
 
 
 def arms_of(run: Run, regions: Sequence[str] = (), layers: Sequence[int] = ()) -> tuple[ArmFacts, ...]:

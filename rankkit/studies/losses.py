@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankkit.data.evaluation import EvaluationSequences
+from rankkit.display import html_table, plus_minus, short
 from rankkit.errors import RunError
 from rankkit.statistics import (
     Interval,
@@ -112,7 +113,7 @@ class PairDifference:
     one seed."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class LossComparison:
     """The closing table of `train-pair`."""
 
@@ -139,6 +140,32 @@ class LossComparison:
     def arm(self, name: str) -> ArmLosses:
         """One arm's losses."""
         return next(losses for losses in self.arms if losses.arm == name)
+
+    def __repr__(self) -> str:
+        losses = ", ".join(f"{arm.arm} {arm.loss:.4f}" for arm in self.arms)
+        return f"LossComparison({losses} nats per token; {self.sequences} sequences of {self.documents} documents)"
+
+    def _repr_html_(self) -> str:
+        """Losses and what their differences show, for notebooks."""
+        rows = [
+            [arm.arm, arm.task, str(len(arm.seeds)), f"{arm.loss:.4f}", short(arm.loss_error),
+             f"{arm.reference_loss:.4f} ({arm.reference})", f"{arm.uniform_attention.mean():.4f}"]
+            for arm in self.arms
+        ]  # fmt: skip
+        rows += [
+            [f"{later} - {earlier}", found.task, str(len(found.seeds)),
+             plus_minus(found.interval.mean, found.interval.half_width, sign="+"), "", "", ""]
+            for found in self.differences
+            for later, earlier in [found.arms]
+        ]  # fmt: skip
+        headings = ("arm", "loss on", "seeds", "loss", "standard error", "model that counts", "uniform attention")
+        caption = f"Held-out losses, nats per token: {self.sequences} sequences of {self.documents} documents"
+        untrained = [
+            f"{arm.arm} is not trained enough: its loss is not below that of the model that counts by two standard errors."
+            for arm in self.arms
+            if not arm.is_trained_enough
+        ]
+        return html_table(caption, headings, rows, notes=[*untrained, *map(verdict, self.differences)])
 
 
 def compare_losses(run: Run) -> LossComparison:

@@ -14,6 +14,7 @@ import torch
 from rankkit.data.config import DataConfig
 from rankkit.data.corpora import Corpus
 from rankkit.data.tokens import TokenFiles, open_tokens, prepare_tokens
+from rankkit.display import html_table
 from rankkit.errors import ConfigurationError, RunError
 from rankkit.files import RunDirectory, atomic_directory, check_output_folder, write_text
 from rankkit.models.config import ModelConfig
@@ -32,7 +33,7 @@ __all__ = ["Run", "create_run", "load_model", "open_run"]
 FORMAT = 1  # of run.toml; a newer one is refused
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Run:
     """A run directory together with its configuration."""
 
@@ -68,6 +69,35 @@ class Run:
             return None
         digest = initial.sha256[self.config.seeds.index(seed)]
         return Beginning(self.directory.initial_weights(seed), digest, initial.batches)
+
+    def __repr__(self) -> str:
+        seeds = ", ".join(map(str, self.config.seeds))
+        return f"Run({str(self.directory.path)!r}, arms {', '.join(self.config.arms)}, seeds {seeds})"
+
+    def _repr_html_(self) -> str:
+        """How far every unit is, for notebooks."""
+        train, model = self.config.base.train, self.config.base.model
+        headings = ("arm", "mask", "objective", *(f"seed {seed}" for seed in self.config.seeds))
+        rows = [
+            [
+                arm,
+                str(config.model.mask),
+                str(config.train.objective),
+                *(self._state(arm, seed) for seed in self.config.seeds),
+            ]
+            for arm, config in ((name, self.config.arm(name)) for name in self.config.arms)
+        ]
+        note = (
+            f"{train.steps:,} steps of {train.batch_size} sequences of {model.sequence_length} tokens; {model.num_layers} "
+            f"layers of {model.num_heads} heads; made {self.facts['created']}."
+        )
+        return html_table(f"Run {self.directory.path}", headings, rows, notes=[note])
+
+    def _state(self, arm: str, seed: int) -> str:
+        if self.finished(arm, seed):
+            return "finished"
+        steps = self.directory.checkpoint_steps(arm, seed)
+        return f"step {steps[-1]:,}" if steps else "not begun"
 
     @property
     def unfinished(self) -> list[tuple[str, int]]:

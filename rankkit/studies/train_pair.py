@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,9 +16,13 @@ from rankkit.studies.certificate import MatchWatch, build_certificate, certifica
 from rankkit.studies.drive import Unit, drive, interruption
 from rankkit.studies.initial_weights import open_source
 from rankkit.studies.run import Run, create_run, open_run
+from rankkit.studies.training_log import TrainingLog
 from rankkit.training.config import ArmConfig, RunConfig
 from rankkit.training.environment import choose_device
 from rankkit.training.unit import Message, Ready, Saved, Stepped
+
+if TYPE_CHECKING:
+    from rankkit.studies.monitoring.monitor import Log
 
 __all__ = ["default_workers", "shard_of", "train_pair", "train_units"]
 
@@ -128,6 +132,7 @@ def train_pair(
     workers: int | None = None,
     force: bool = False,
     init_from: str | None = None,
+    log: Log | None = None,
 ) -> Run:
     """Train matched arms from Python: what `rankkit train-pair` does, without its display.
 
@@ -143,12 +148,16 @@ def train_pair(
         workers: processes; None for the cores of this machine.
         force: replace an existing run.
         init_from: RUN/ARM[@STEP], a trained arm whose weights all arms begin with, seed by seed, under a fresh optimizer.
+        log: called in this process with values by name and the step of their unit, for every line of the units' logs: for
+            names see `rankkit.studies.training_log`. `rankkit.studies.TensorBoardLog` is one. To go on telling in a resumed
+            run, call `train_units` with `on_message=TrainingLog(run, log)`.
 
     Returns:
         The finished run; `rankkit.compare_losses(run)` says what it shows.
 
     Raises:
         KeyboardInterrupt: at SIGINT or SIGTERM, after every unit has saved; `rankkit train-pair --resume OUT` continues.
+        RunError: `log` raised; every unit has saved, and the same command line continues.
         RankkitError: as `create_run` and `train_units` raise.
     """
     config = RunConfig(arms=tuple(arms), seeds=tuple(seeds), base=base)
@@ -159,8 +168,10 @@ def train_pair(
         source=None if init_from is None else open_source(init_from),
     )  # fmt: skip
     run = open_run(Path(out))
+    workers = default if workers is None else workers
+    listener: Callable[[Message], None] = (lambda message: None) if log is None else TrainingLog(run, log)
     with interruption() as request:
-        finished = train_units(run, device=place, workers=default if workers is None else workers, stop=request)
+        finished = train_units(run, device=place, workers=workers, on_message=listener, stop=request)
     if not finished:
         raise KeyboardInterrupt(f"every finished step is saved; continue with rankkit train-pair --resume {out}")
     return run

@@ -37,11 +37,11 @@ from rankkit.training.checkpoints import (
     restore,
     save,
 )
-from rankkit.training.config import ArmConfig
+from rankkit.training.config import ArmConfig, TrainConfig
 from rankkit.training.evaluation import Evaluation
 from rankkit.training.trainer import StepRecord, Trainer
 
-__all__ = ["Evaluated", "Finished", "Interrupted", "Message", "Ready", "Saved", "Stepped", "train_unit"]
+__all__ = ["Evaluated", "Finished", "Interrupted", "Message", "Ready", "Saved", "Stepped", "is_logged", "train_unit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,20 @@ class Stepped:
     seconds: float
     """That the step took."""
 
+    @property
+    def line(self) -> dict[str, Any]:
+        """Of the unit's log, where this step has one (`is_logged`)."""
+        return {
+            "kind": "train",
+            "step": self.record.step,
+            "loss": self.record.loss,
+            "gradient_norm": self.record.gradient_norm,
+            "learning_rate": self.record.learning_rate,
+            "tokens": self.record.tokens,
+            "loss_tokens": self.record.loss_tokens,
+            "seconds": self.seconds,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
@@ -76,6 +90,11 @@ class Evaluated:
     step: int
     loss: float
     """Nats per predicted token."""
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """Of the unit's log."""
+        return {"kind": "evaluation", "step": self.step, "loss": self.loss}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +123,16 @@ class Finished:
 
 
 Message = Ready | Stepped | Evaluated | Saved | Interrupted | Finished
+
+
+def is_logged(train: TrainConfig, step: int) -> bool:
+    """Whether a step has a line in the unit's log: every `log_interval`-th, and the last.
+
+    Args:
+        train: settings of the unit.
+        step: finished steps, that one included.
+    """
+    return step % train.log_interval == 0 or step == train.steps
 
 
 def train_unit(
@@ -153,11 +182,11 @@ def train_unit(
         except NonFiniteLossError:
             _save(run, arm, trainer)
             raise
-        seconds = perf_counter() - started
-        yield Stepped(arm, seed, record, seconds)
+        stepped = Stepped(arm, seed, record, perf_counter() - started)
+        yield stepped
         last = trainer.step == train.steps
-        if trainer.step % train.log_interval == 0 or last:
-            _log_step(run, arm, trainer, record, seconds)
+        if is_logged(train, trainer.step):
+            append_json_line(run.metrics(arm, seed), stepped.line)
         if trainer.step % train.evaluation_interval == 0 or last:
             yield _evaluate(run, arm, trainer)
         interrupted = stop()
@@ -203,25 +232,10 @@ def _keep_log_up_to(step: int, path: Path) -> None:
         raise RunError(f"{path} must hold log lines with a step, got damage: {error!r}. Restore the file.") from error
 
 
-def _log_step(run: RunDirectory, arm: str, trainer: Trainer, record: StepRecord, seconds: float) -> None:
-    line = {
-        "kind": "train",
-        "step": record.step,
-        "loss": record.loss,
-        "gradient_norm": record.gradient_norm,
-        "learning_rate": record.learning_rate,
-        "tokens": record.tokens,
-        "loss_tokens": record.loss_tokens,
-        "seconds": seconds,
-    }
-    append_json_line(run.metrics(arm, trainer.seed), line)
-
-
 def _evaluate(run: RunDirectory, arm: str, trainer: Trainer) -> Evaluated:
-    found = trainer.evaluate()
-    line = {"kind": "evaluation", "step": trainer.step, "loss": found.loss}
-    append_json_line(run.metrics(arm, trainer.seed), line)
-    return Evaluated(arm, trainer.seed, trainer.step, found.loss)
+    evaluated = Evaluated(arm, trainer.seed, trainer.step, trainer.evaluate().loss)
+    append_json_line(run.metrics(arm, trainer.seed), evaluated.line)
+    return evaluated
 
 
 def _finish(run: RunDirectory, arm: str, trainer: Trainer) -> Finished:

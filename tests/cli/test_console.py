@@ -20,6 +20,7 @@ class Told:
     done: float
     total: int
     label: str
+    unit: str = "matrix"
 
 
 def shown(output: Output, *steps: Told) -> str:

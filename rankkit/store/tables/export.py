@@ -48,6 +48,8 @@ class Progress:
     """Rows in all."""
     label: str
     """What is being done."""
+    unit: str = "row"
+    """What is counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rankkit.display import html_table, short
 from rankkit.errors import ConfigurationError
 from rankkit.files import check_output_file
 from rankkit.masks import Mask
@@ -68,9 +69,11 @@ class Progress:
     """Matrices to measure."""
     label: str
     """What is being measured."""
+    unit: str = "matrix"
+    """What is counted."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Measured:
     """What a measurement found, beside its file."""
 
@@ -91,6 +94,41 @@ class Measured:
     def decomposition(self) -> Decomposition | None:
         """That of the last step."""
         return self.by_step[self.plan.steps[-1]] if self.by_step else None
+
+    def __repr__(self) -> str:
+        return f"Measured({self._setting()})"
+
+    def _setting(self) -> str:
+        plan, arms = self.plan, ", ".join(arm.name for arm in self.plan.arms)
+        return (
+            f"matrices {plan.matrices:,} of {arms}; n = {plan.sequence_length}, sequences {len(plan.sequences)}, layers "
+            f"{len(plan.layers)}, heads {len(plan.heads)}, step {', '.join(map(str, plan.steps))}"
+        )
+
+    def _repr_html_(self) -> str:
+        """What was measured, the means of every measure, and the split of the gap where there is one, for notebooks."""
+        regions = {part.arms[0].name: part.regions for part in self.plan.parts}
+        rows = [
+            [
+                name,
+                region.replace("_", " "),
+                *(short(self._own_mean(arm, name, regions[arm], region)) for arm in self.values),
+            ]
+            for name in next(iter(self.values.values())).measures
+            for region in self.plan.regions
+        ]
+        note = "Means over heads, layers, sequences and seeds at the last step, each arm under its own mask."
+        table = html_table(self._setting(), ("measure", "region", *self.values), rows, notes=[note])
+        split = self.decomposition
+        return table if split is None else f"{table}{split._repr_html_()}"
+
+    def _own_mean(self, arm: str, measure: str, regions: tuple[str, ...], region: str) -> float:
+        """Of the finite values at the last step under the arm's own mask; nan where there are none."""
+        if region not in regions:
+            return math.nan
+        values = self.values[arm].measures[measure][:, -1, regions.index(region), APPLIED.index("own")]
+        known = values[np.isfinite(values)]
+        return float(known.mean()) if known.size else math.nan
 
 
 def measure_run(run: Run, config: MeasureConfig, path: Path, *, device: torch.device, **options: Any) -> Measured:
@@ -253,7 +291,7 @@ def _functional(
     stop: Callable[[], bool],
 ) -> FunctionalRank:
     def tell(step: CutProgress) -> None:
-        on_progress(Progress(step.done, step.total, f"functional rank: {step.label}"))
+        on_progress(Progress(step.done, step.total, f"functional rank: {step.label}", "forward pass"))
 
     return functional_rank(
         run,

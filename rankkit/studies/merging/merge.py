@@ -49,6 +49,8 @@ class MergeProgress:
     """Three times the bytes of the files."""
     label: str
     """What is being done."""
+    unit: str = ""
+    """Nothing that a rate of would say something."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
