@@ -252,8 +252,7 @@ def outline_key() -> Artist:
     """The legend entry of outlined intervals, to follow that of the line they belong to."""
     from matplotlib.lines import Line2D
 
-    look = {"linewidth": OUTLINE_WIDTH, "linestyle": OUTLINE_DASHES}
-    return Line2D([], [], color=INK, label="its 95% t interval", **look)
+    return Line2D([], [], color=INK, linewidth=OUTLINE_WIDTH, linestyle=OUTLINE_DASHES, label="its 95% t interval")
 
 
 def blank_key(label: str, /) -> Artist:
@@ -296,7 +295,7 @@ def _write(figure: Figure, file_format: str, path: Path) -> None:
     from matplotlib import rc_context
 
     # The salt and the font types can be given in no other way; the context puts them back.
-    fixed = {"svg.hashsalt": _HASH_SALT, "svg.fonttype": "path", "pdf.fonttype": _TRUE_TYPE}
+    fixed: Any = {"svg.hashsalt": _HASH_SALT, "svg.fonttype": "path", "pdf.fonttype": _TRUE_TYPE}
     with _positions_kept(figure), rc_context(fixed):
         figure.savefig(path, format=file_format, dpi=PNG_DPI, facecolor="white", metadata=_METADATA[file_format])
 
