@@ -44,6 +44,7 @@ page: $(VENV)/ready-dev
 	PYTHONPATH=tests $(BIN)/python tests/store/format_page.py
 	PYTHONPATH=tests $(BIN)/python tests/robustness/robustness_page.py
 	PYTHONPATH=tests $(BIN)/python tests/report/gallery.py
+	PYTHONPATH=tests $(BIN)/python tests/notebooks.py
 
 bench: $(VENV)/ready-dev
 	$(BIN)/python kernels/benchmarks/singular_values.py
