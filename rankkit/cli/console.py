@@ -27,7 +27,6 @@ __all__ = [
     "common_options",
     "counted",
     "duration",
-    "few_seeds",
     "guarded",
     "integers",
     "names",
@@ -168,15 +167,6 @@ def duration(seconds: float) -> str:
         return counted(max(1, round(seconds)), "second")
     tenths = f"{seconds / 60:.1f}".removesuffix(".0")
     return f"{tenths} {'minute' if tenths == '1' else 'minutes'}"
-
-
-def few_seeds(seeds: int) -> tuple[str, ...]:
-    """What to say wherever two seeds make an interval: one line for two, none for another number."""
-    if seeds != 2:
-        return ()
-    return (
-        "Two seeds make an interval of one degree of freedom, which hardly knows its own width: train three or more.",
-    )
 
 
 def command_line(*, without: Collection[str] = ()) -> str:
