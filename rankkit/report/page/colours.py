@@ -15,6 +15,7 @@ DARK: Final = "#15181c"
 """Ground of the dark scheme."""
 
 _LEAST: Final = 3.2  # contrast: WCAG 2.2, 1.4.11 asks for 3 of what is no text, and rounding takes some
+_LEAST_ON_DARK: Final = 5.0  # thin lines look fainter on a dark ground
 _STEPS: Final = 50  # from a colour to black or white
 
 
@@ -29,12 +30,13 @@ def contrast(one: str, other: str) -> float:
 
 def visible_on(ground: str, colour: str) -> str:
     """The colour, mixed with black or white until it stands out from the ground as graphics must."""
-    end = (0, 0, 0) if _luminance(ground) > 0.5 else (255, 255, 255)
+    is_light = _luminance(ground) > 0.5
+    end, least = ((0, 0, 0), _LEAST) if is_light else ((255, 255, 255), _LEAST_ON_DARK)
     for step in range(_STEPS + 1):
         share = step / _STEPS
         mixed = [round(a + share * (b - a)) for a, b in zip(_channels(colour), end, strict=True)]
         found = "#" + "".join(f"{channel:02x}" for channel in mixed)
-        if contrast(found, ground) >= _LEAST:
+        if contrast(found, ground) >= least:
             return found
     return found
 

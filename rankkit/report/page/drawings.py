@@ -129,9 +129,12 @@ class _Slimmer:
 
     def _style(self, element: Element) -> None:
         """Declarations as attributes; known colours as classes."""
-        declared = dict(part.split(":", 1) for part in element.attrib.pop("style", "").split(";") if ":" in part)
+        parts = [part.partition(":") for part in element.attrib.pop("style", "").split(";") if ":" in part]
+        declared = {name.strip(): value.strip() for name, _, value in parts}
         classes = []
-        for name, value in ((name.strip(), value.strip()) for name, value in declared.items()):
+        if element.tag == f"{_SVG}text" and "fill" not in declared:
+            classes.append("f-ink")  # matplotlib leaves black unsaid
+        for name, value in declared.items():
             if name in ("fill", "stroke"):
                 known = self._colours.get(value.lower())
                 if known is not None:

@@ -116,8 +116,9 @@ def mean_effects(numbers: Numbers) -> list[MeanEffects]:
     if f"mean_{EFFECTS[0]}" not in stored:
         return []
     steps = comparison.steps or (int(numbers.arms[0].labels("step")[-1]),)
+    kind, seeds = str(comparison.attributes.get("interval", "as stored")), len(numbers.arms[0].seeds)
     return [
-        _stored(stored, str(measure), str(region), step, (*([s] if comparison.steps else []), m, r))
+        _stored(stored, str(measure), str(region), step, (*([s] if comparison.steps else []), m, r), (kind, seeds))
         for s, step in enumerate(steps)
         for m, measure in enumerate(stored["measure"])
         for r, region in enumerate(stored["region"])
@@ -133,18 +134,23 @@ def _computed(found: Decomposition) -> Iterable[MeanEffects]:
 
 
 def _stored(
-    stored: Mapping[str, NDArray[Any]], measure: str, region: str, step: int, where: tuple[int, ...]
+    stored: Mapping[str, NDArray[Any]],
+    measure: str,
+    region: str,
+    step: int,
+    where: tuple[int, ...],
+    about: tuple[str, int],
 ) -> MeanEffects:
     control = stored.get("mean_same_mask")
     return MeanEffects(
         measure=measure,
         region=region,
         step=step,
-        effects={name: _interval(stored[f"mean_{name}"][where]) for name in EFFECTS},
+        effects={name: _interval(stored[f"mean_{name}"][where], *about) for name in EFFECTS},
         same_mask=float("nan") if control is None else float(control[where]),
     )
 
 
-def _interval(bounds: NDArray[np.float64]) -> Interval:
+def _interval(bounds: NDArray[np.float64], kind: str, count: int) -> Interval:
     mean, lower, upper = bounds.tolist()
-    return Interval(mean=mean, lower=lower, upper=upper, count=1, kind="as stored")
+    return Interval(mean=mean, lower=lower, upper=upper, count=count, kind=kind)
