@@ -192,10 +192,10 @@ class _Said:
                 f"{'takes back' if against else 'adds'} {self._size(learned)}"
             )
         if mask.resolved:
-            return f"the mask by itself makes {self._size(mask)}, and a learned part is not resolved ({self._size(learned)})"
+            return f"the mask by itself makes {self._size(mask)}; a learned part is not resolved, {self._size(learned)}"
         if learned.resolved:
-            return f"it was learned ({self._size(learned)}), and no mask effect is resolved ({self._size(mask)})"
-        return f"whether the mask ({self._size(mask)}) or learning ({self._size(learned)}) makes it is not resolved"
+            return f"it was learned, {self._size(learned)}; a mask effect is not resolved, {self._size(mask)}"
+        return f"its parts are not resolved: mask effect {self._size(mask)}, learned effect {self._size(learned)}"
 
     def _parts_of_nothing(self) -> str:
         """What is known where the gap is not resolved."""
@@ -209,8 +209,8 @@ class _Said:
                 f"{self._measure} than the {less} mask, by {self._amount(mask)}"
             )
         if learned.resolved:
-            return f"but under one and the same mask the two arms differ, by {self._size(learned)} (learned effect)"
-        return f"nor is the mask effect ({self._size(mask)}) or the learned effect ({self._size(learned)})"
+            return f"but under one and the same mask the two arms differ: learned effect {self._size(learned)}"
+        return f"nor are its parts: mask effect {self._size(mask)}, learned effect {self._size(learned)}"
 
     def _excluded(self) -> str:
         if math.isnan(self._gap.lower):

@@ -73,7 +73,14 @@ class ArmNumbers:
 
     def values(self, measure: str) -> Array:
         """All of a measure, "seed step region applied_mask sequence layer head"; not finite where a matrix has no value."""
-        return self.read(measure)
+        if measure not in self._last_read:
+            self._last_read.clear()  # one at a time: a measure can take hundreds of megabytes
+            self._last_read[measure] = self.read(measure)
+        return self._last_read[measure]
+
+    @cached_property
+    def _last_read(self) -> dict[str, Array]:
+        return {}
 
     def bracket(self, measure: str) -> tuple[Array, Array] | None:
         """Lower and upper ends like the values, nan where these are exact; None where none was estimated."""

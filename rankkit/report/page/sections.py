@@ -56,7 +56,7 @@ from rankkit.studies.words import (
 
 __all__ = ["Content", "content"]
 
-_MOST_SPECTRA: Final = 2  # regions whose spectra are drawn unless all are asked for: a panel for each layer is large
+_MOST_DRAWN: Final = 2  # regions of which figures are drawn unless all are asked for: a figure takes half a second
 _SAME_FACTS: Final = {"cpu": "processor", "kernel": "attention_kernel"}  # in a file, and in a run
 _EFFECT_TITLES: Final = {
     "gap": "gap",
@@ -202,6 +202,11 @@ class _Parts:
         first = self._region(numbers)
         return [first, *(region for region in numbers.regions if region != first)]
 
+    def _drawn(self, numbers: Numbers) -> list[str]:
+        """Those of which figures are drawn."""
+        regions = self._regions(numbers)
+        return regions if self._full else regions[:_MOST_DRAWN]
+
     def _certificate(self) -> Iterator[Block]:
         if not self._subject.certificates:
             yield Text(
@@ -268,7 +273,8 @@ class _Parts:
                 yield Fold(summary="Do other measures say the same?", blocks=tuple(tables))
 
     def _layer_blocks(self, numbers: Numbers, region: str) -> Iterator[Block]:
-        if (picture := self.pictures.by_layer(region)) is not None:
+        picture = self.pictures.by_layer(region) if region in self._drawn(numbers) else None
+        if picture is not None:
             yield picture
         if self._found is not None and region in self._found.regions:
             yield layer_table(self._found, self._measure, region)
@@ -326,22 +332,15 @@ class _Parts:
         yield Chooser(key=self._key, instead=blocks)
 
     def _spectra(self, numbers: Numbers) -> Iterator[Block]:
-        left, drawn = list[str](), 0
-        for region in self._regions(numbers):
-            if drawn >= _MOST_SPECTRA and not self._full:
-                left.append(region_words(region))
-            elif (picture := self.pictures.spectra(region)) is not None:
-                drawn += 1
-                yield picture
-        if drawn == 0:
+        drawn = [picture for region in self._drawn(numbers) if (picture := self.pictures.spectra(region)) is not None]
+        yield from drawn
+        if not drawn:
             yield Text(
                 "No arm has singular values in every layer: they were estimated, or could not be computed.", "note"
             )
-        elif left:
-            yield Text(f"Not drawn here, but with rankkit report --full: {'; '.join(left)}.", "note")
 
     def _training(self, numbers: Numbers) -> Iterator[Block]:
-        for place, region in enumerate(self._regions(numbers)):
+        for place, region in enumerate(self._drawn(numbers)):
             if (picture := self.pictures.training(region)) is not None:
                 yield Fold(summary=region_words(region).capitalize(), blocks=(picture,)) if place else picture
 
@@ -376,6 +375,8 @@ class _Parts:
                 )
             for name, reason in one.unavailable.items():
                 yield f"{arm.name} has no {spoken(name)}: {reason}."
+        if left := [region_words(region) for region in self._regions(numbers) if region not in self._drawn(numbers)]:
+            yield f"Not drawn here, but with rankkit report --full: figures of {' and of '.join(left)}. Their tables are here."
         if all(len(arm.labels("step")) == 1 for arm in numbers.arms):
             yield "Not measured: ranks through training. rankkit spectrum RUN --checkpoints all measures them."
         if not numbers.baselines:

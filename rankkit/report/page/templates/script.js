@@ -80,6 +80,7 @@
   };
   const said = (value, unit) => {
     if (Number.isNaN(value)) return "no value";
+    if (value === 0) return "0";
     const digits = unit > 0 ? Math.max(0, Math.min(6, Math.ceil(-Math.log10(unit)))) : 2;
     return value.toFixed(digits);
   };
@@ -210,7 +211,7 @@
       let [low, high] = [Infinity, -Infinity];
       for (const pack of packs) if (pack) for (const value of valuesOf(pack)) if (!Number.isNaN(value)) [low, high] = [Math.min(low, value), Math.max(high, value)];
       packs.forEach((pack, arm) => this.fillMap(pack, arm, low, high));
-      const unit = packs.find((pack) => pack)?.unit ?? 0;
+      const unit = Math.max(packs.find((pack) => pack)?.unit ?? 0, (high - low) / 1000);
       this.low.textContent = low <= high ? said(low, unit) : "";
       this.high.textContent = low <= high ? said(high, unit) : "";
       this.words.textContent = `${this.measure.words}, the same scale for all maps and steps`;
