@@ -376,7 +376,7 @@ class _Parts:
             for name, reason in one.unavailable.items():
                 yield f"{arm.name} has no {spoken(name)}: {reason}."
         if left := [region_words(region) for region in self._regions(numbers) if region not in self._drawn(numbers)]:
-            yield f"Not drawn here, but with rankkit report --full: figures of {' and of '.join(left)}. Their tables are here."
+            yield f"Not drawn here, but with --full: figures of {' and of '.join(left)}. Their tables are here."
         if all(len(arm.labels("step")) == 1 for arm in numbers.arms):
             yield "Not measured: ranks through training. rankkit spectrum RUN --checkpoints all measures them."
         if not numbers.baselines:
