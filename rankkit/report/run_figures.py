@@ -52,24 +52,30 @@ def draw_losses(run: Run, comparison: LossComparison) -> list[Path]:
         The files, each PNG followed by its SVG.
     """
     written = []
-    for task, axes in loss_axes(run, comparison).items():
+    for task, axes in loss_axes([run], comparison).items():
         written += save(axes.figure, run.directory.figures, "losses" if task == "suffix" else f"losses_{task}")  # type: ignore[arg-type]
     return written
 
 
-def loss_axes(run: Run, comparison: LossComparison) -> dict[str, Axes]:
-    """The figure of every task: losses over steps, and their paired differences below."""
+def loss_axes(runs: Sequence[Run], comparison: LossComparison) -> dict[str, Axes]:
+    """The figure of every task: losses over steps, and their paired differences below.
+
+    Args:
+        runs: one, or several of one study under other seeds.
+        comparison: of them all.
+    """
     found = {}
     for task, references in comparison.references.items():
         arms = [arm for arm in comparison.arms if arm.task == task]
-        curves = {arm.arm: {seed: loss_curve(run, arm.arm, seed) for seed in arm.seeds} for arm in arms}
+        curves = {arm.arm: {seed: loss_curve(runs, arm.arm, seed) for seed in arm.seeds} for arm in arms}
         pairs = [difference.arms for difference in comparison.differences if difference.task == task]
         found[task], _ = losses(curves, differences=pairs or None, baselines=dict(references), task=task)
     return found
 
 
-def loss_curve(run: Run, arm: str, seed: int) -> tuple[list[int], list[float]]:
-    """Steps and validation losses of a unit, from its log."""
+def loss_curve(runs: Sequence[Run], arm: str, seed: int) -> tuple[list[int], list[float]]:
+    """Steps and validation losses of a unit, from the log of the run that has it."""
+    run = next(run for run in runs if (arm, seed) in run.config.units)
     lines = [line for line in read_json_lines(run.directory.metrics(arm, seed)) if line["kind"] == "evaluation"]
     return [line["step"] for line in lines], [line["loss"] for line in lines]
 

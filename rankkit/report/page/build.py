@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rankkit.errors import ConfigurationError
 from rankkit.files import check_output_file, write_text
+from rankkit.report.page.blocks import Section
 from rankkit.report.page.colours import style_rules
 from rankkit.report.page.forest import drawn_forest
+from rankkit.report.page.grouping import grouped
 from rankkit.report.page.maps import HeadData, head_data, script_text
+from rankkit.report.page.overview import Side, overview
 from rankkit.report.page.sections import Content, content
 from rankkit.report.page.subject import Source, Subject, find_source, open_subject
 
@@ -91,19 +94,23 @@ def write_report(
     path = _default_output(sources) if out is None else Path(out)
     check_output_file(path, force=force)
     with ExitStack() as stack:
-        subjects = [
-            stack.enter_context(open_subject([source], name))
-            for source, name in zip(sources, _names(sources), strict=True)
-        ]
+        studies = grouped(sources)
+        names = _names(studies)
+        subjects = [stack.enter_context(open_subject(study, name)) for study, name in zip(studies, names, strict=True)]
         text, answers, left_out = _page(subjects, measure, full=full)
     write_text(path, text)
     return Written(path=path, size=path.stat().st_size, answers=answers, left_out=left_out)
 
 
-def _names(sources: Sequence[Source]) -> list[str]:
-    """The last part of every target, or all of it where two have the same."""
-    short = [Path(source.target).resolve().name for source in sources]
-    return [name if short.count(name) == 1 else source.target for name, source in zip(short, sources, strict=True)]
+def _names(studies: Sequence[Sequence[Source]]) -> list[str]:
+    """The last part of every target, or all of it where two have the same; those of one study joined."""
+    short = [Path(source.target).resolve().name for study in studies for source in study]
+
+    def name(source: Source) -> str:
+        last = Path(source.target).resolve().name
+        return last if short.count(last) == 1 else source.target
+
+    return [" + ".join(name(source) for source in study) for study in studies]
 
 
 def _default_output(sources: Sequence[Source]) -> Path:
@@ -122,7 +129,12 @@ def _page(
     contents = [
         content(subject, _measure(subject, measure), f"s{number}", full=full) for number, subject in enumerate(subjects)
     ]
-    bare = _rendered(subjects, contents, [None] * len(subjects))
+    sides = [
+        Side(subject=subject, measure=_measure(subject, measure), found=one.found)
+        for subject, one in zip(subjects, contents, strict=True)
+    ]
+    beside = overview(sides) if len(sides) > 1 else None
+    bare = _rendered(subjects, contents, [None] * len(subjects), beside)
     room = (
         None
         if full
@@ -133,7 +145,7 @@ def _page(
         for subject in subjects
     ]
     left_out = tuple(dict.fromkeys(words for one in data if one is not None for words in one.left_out))
-    return _rendered(subjects, contents, data), tuple(one.answer.sentence for one in contents), left_out
+    return _rendered(subjects, contents, data, beside), tuple(one.answer.sentence for one in contents), left_out
 
 
 def _measure(subject: Subject, asked: str | None) -> str:
@@ -144,7 +156,9 @@ def _measure(subject: Subject, asked: str | None) -> str:
     return asked or (_HEADLINE if _HEADLINE in known or not known else known[0])
 
 
-def _rendered(subjects: Sequence[Subject], contents: Sequence[Content], data: Sequence[HeadData | None]) -> str:
+def _rendered(
+    subjects: Sequence[Subject], contents: Sequence[Content], data: Sequence[HeadData | None], beside: Section | None
+) -> str:
     """The whole page."""
     from markupsafe import Markup
 
@@ -156,6 +170,7 @@ def _rendered(subjects: Sequence[Subject], contents: Sequence[Content], data: Se
     ]
     return _environment().get_template("page.html").render(
         parts=parts,
+        beside=beside,
         style=Markup(style),  # noqa: S704  # ours
         script=Markup(script),  # noqa: S704  # ours
         policy=_policy(style, script),

@@ -81,10 +81,14 @@ def drawing(axes: Axes, key: str, *, says: str, caption: str, arm_colours: Mappi
         arm_colours: colour to the name of the page's variable for it.
     """
     from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
 
-    buffer = io.BytesIO()
+    figure, buffer = axes.figure, io.BytesIO()
+    assert isinstance(figure, Figure), "every figure of ours is one of its own"
     with rc_context({"svg.hashsalt": _SALT, "svg.fonttype": "none"}):
-        axes.figure.savefig(buffer, format="svg", metadata={"Creator": None, "Date": None})  # type: ignore[union-attr]
+        # savefig draws twice, and lays everything out each time.
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Creator": None, "Date": None})  # type: ignore[no-untyped-call]
     root = ElementTree.fromstring(buffer.getvalue())  # noqa: S314  # matplotlib's own, made a line above
     _Slimmer(key, {**_PAPER, **arm_colours}).slim(root)
     for name in ("width", "height", "version"):

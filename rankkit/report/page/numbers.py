@@ -5,9 +5,10 @@ Several files of one study under other seeds are read as one: along the axis see
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -172,8 +173,10 @@ def open_numbers(paths: Sequence[Path]) -> Iterator[Numbers]:
     with ExitStack() as stack:
         groups = [measure_groups(stack.enter_context(opened(path))) for path in paths]
 
-        def numbers(description: GroupDescription) -> ArmNumbers:
-            return ArmNumbers(description=description, groups=tuple(of_file[description.name] for of_file in groups))
+        def numbers(first: GroupDescription) -> ArmNumbers:
+            name = first.name
+            described = [one for file in files for one in (*file.groups, *file.baselines) if one.name == name]
+            return ArmNumbers(description=_pooled(described), groups=tuple(of_file[name] for of_file in groups))
 
         known = [one for one in files[0].baselines if one.baseline in BASELINES]
         yield Numbers(
@@ -185,3 +188,26 @@ def open_numbers(paths: Sequence[Path]) -> Iterator[Numbers]:
                 if all(one.name in of_file for of_file in groups)
             },
         )
+
+
+def _pooled(parts: Sequence[GroupDescription]) -> GroupDescription:
+    """One group in several files: the counts of all, and else what the first says."""
+    matrices = sum(part.matrices for part in parts)
+
+    def added(name: str) -> dict[str, int]:
+        counts: Counter[str] = Counter()
+        for part in parts:
+            counts.update(getattr(part, name))
+        return dict(counts)
+
+    def share(name: str) -> float:
+        return float(sum(getattr(part, name) * part.matrices for part in parts) / matrices)
+
+    return replace(
+        parts[0],
+        matrices=matrices,
+        methods=added("methods"),
+        statuses=added("statuses"),
+        resolved_fraction=share("resolved_fraction"),
+        resolved_model_fraction=share("resolved_model_fraction"),
+    )

@@ -53,12 +53,12 @@ class Pictures:
         return [arm for arm in self._arms if region in arm.regions]
 
     def losses(self) -> dict[str, Drawing]:
-        """By task; nothing where several runs are pooled, whose logs are apart."""
+        """By task."""
         comparison = self._subject.losses
-        if comparison is None or len(self._subject.runs) != 1:
+        if comparison is None:
             return {}
         found = {}
-        for task, axes in loss_axes(self._subject.runs[0], comparison).items():
+        for task, axes in loss_axes(self._subject.runs, comparison).items():
             arms = [f"{arm.arm} ends at {arm.loss:.4f}" for arm in comparison.arms if arm.task == task]
             gaps = [
                 f"{one.arms[0]} - {one.arms[1]} is {one.interval.mean:+.4f} at the end, 95% interval {one.interval.words()}"
@@ -164,15 +164,14 @@ class Pictures:
 
     def _loss_points(self, region: str) -> dict[str, tuple[Array, Array]]:
         """By arm, measure and loss, "seed step", at the steps whose loss was logged under every seed."""
-        if len(self._subject.runs) != 1:
-            return {}
-        run, found = self._subject.runs[0], {}
+        runs = self._subject.runs
+        units, found = {unit for run in runs for unit in run.config.units}, {}
         for arm in self._having(region):
             ranks = arm.by_step(region, "own")
             seeds = [int(seed) for seed in arm.group["seed"]]
-            if ranks is None or any((arm.name, seed) not in run.config.units for seed in seeds):
+            if ranks is None or any((arm.name, seed) not in units for seed in seeds):
                 continue
-            curves = [dict(zip(*loss_curve(run, arm.name, seed), strict=True)) for seed in seeds]
+            curves = [dict(zip(*loss_curve(runs, arm.name, seed), strict=True)) for seed in seeds]
             steps = [step for step in arm.steps if all(step in curve for curve in curves)]
             places = [arm.steps.index(step) for step in steps]
             table = ranks[:, places]

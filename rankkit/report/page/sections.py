@@ -80,6 +80,8 @@ class Content:
 
     answer: Answer
     sections: tuple[Section, ...]
+    found: Decomposition | None
+    """The effects on the measure at the last step."""
     summary: Forest | None
     """The answer in one picture; None without a comparison."""
     colours: tuple[str, ...]
@@ -99,6 +101,7 @@ def content(subject: Subject, measure: str, key: str, *, full: bool) -> Content:
     return Content(
         answer=parts.answer,
         sections=tuple(parts.sections()),
+        found=parts.found,
         summary=parts.summary(),
         colours=tuple(parts.pictures.colours),
     )
@@ -110,21 +113,21 @@ class _Parts:
     def __init__(self, subject: Subject, measure: str, key: str, *, full: bool) -> None:
         self._subject, self._measure, self._key, self._full = subject, measure, key, full
         numbers = subject.numbers
-        self._found = None if numbers is None else decomposed(numbers, (measure,))
+        self.found = None if numbers is None else decomposed(numbers, (measure,))
         self._means: Sequence[MeanEffects] = () if numbers is None else mean_effects(numbers)
-        self._row = None if self._found is None else headline_row(self._found, measure)
+        self._row = None if self.found is None else headline_row(self.found, measure)
         self.pictures = Pictures(subject, measure, key)
         self.answer = self._answer()
 
     def _answer(self) -> Answer:
-        if self._found is not None and self._row is not None:
+        if self.found is not None and self._row is not None:
             numbers = self._subject.numbers
             assert numbers is not None, "they were compared"
-            return answer(self._found, self._measure, self._row, defined=self._defined(numbers))
+            return answer(self.found, self._measure, self._row, defined=self._defined(numbers))
         numbers = self._subject.numbers
         if numbers is None:
             text = "No spectra were measured, so nothing is said of rank; losses and certificate are below."
-        elif self._found is not None:
+        elif self.found is not None:
             text = "No verdict: no trained layer was measured."
         else:
             text = f"{self._levels(numbers)} {_NO_COMPARISON}"
@@ -134,7 +137,7 @@ class _Parts:
 
     def summary(self) -> Forest | None:
         """Gap, its parts and the same-mask control, of the row that answers."""
-        if self._found is None or self._row is None or math.isnan(self._row.effects["gap"].lower):
+        if self.found is None or self._row is None or math.isnan(self._row.effects["gap"].lower):
             return None
         decimals = decimals_of_rows([self._row])
         rows = tuple(
@@ -149,9 +152,9 @@ class _Parts:
         )
         words = f"{spoken(self._measure)}, {region_words(self._row.region)}"
         numbers = ", ".join(f"{row.label} {row.text}" for row in rows)
-        causal, prefix = self._found.arms
+        causal, prefix = self.found.arms
         control = (
-            " Grey band: what two arms of one mask would typically differ by (A/A)." if self._found.seeds > 1 else ""
+            " Grey band: what two arms of one mask would typically differ by (A/A)." if self.found.seeds > 1 else ""
         )
         return Forest(
             key=f"{self._key}summary",
@@ -251,17 +254,17 @@ class _Parts:
         )
 
     def _layers(self, numbers: Numbers) -> Iterator[Block]:
-        if self._found is None:
+        if self.found is None:
             yield Text(_NO_COMPARISON, "note")
         elif self._row is not None:
-            yield from self._forest(self._found, self._row.region)
+            yield from self._forest(self.found, self._row.region)
         for place, region in enumerate(self._regions(numbers)):
             blocks = list(self._layer_blocks(numbers, region))
             if blocks and place:
                 yield Fold(summary=region_words(region).capitalize(), blocks=tuple(blocks))
             else:
                 yield from blocks
-        if self._found is not None:
+        if self.found is not None:
             yield Fold(
                 summary="What the columns mean, and what a test without seeds would say",
                 blocks=tuple(self._help(numbers)),
@@ -276,8 +279,8 @@ class _Parts:
         picture = self.pictures.by_layer(region) if region in self._drawn(numbers) else None
         if picture is not None:
             yield picture
-        if self._found is not None and region in self._found.regions:
-            yield layer_table(self._found, self._measure, region)
+        if self.found is not None and region in self.found.regions:
+            yield layer_table(self.found, self._measure, region)
         elif (table := mean_table(numbers.arms, self._measure, region)) is not None:
             yield table
         elif picture is None:
@@ -290,10 +293,10 @@ class _Parts:
         return f"{one.definition} [{one.source}]" if one.source else one.definition
 
     def _help(self, numbers: Numbers) -> Iterator[Block]:
-        assert self._found is not None, "there are columns"
+        assert self.found is not None, "there are columns"
         defined = self._defined(numbers)
-        lines = explanations(self._found, self._measure, self._found.rows[self._measure], defined=defined)
-        for line in (*lines, *conclusions(self._found, self._measure)):
+        lines = explanations(self.found, self._measure, self.found.rows[self._measure], defined=defined)
+        for line in (*lines, *conclusions(self.found, self._measure)):
             yield Text(line, "note")
 
     def _forest(self, found: Decomposition, region: str) -> Iterator[Block]:
@@ -345,14 +348,14 @@ class _Parts:
                 yield Fold(summary=region_words(region).capitalize(), blocks=(picture,)) if place else picture
 
     def _unresolved(self) -> Iterator[Block]:
-        table = unresolved_table(self._subject.losses, self._found, self._measure)
+        table = unresolved_table(self._subject.losses, self.found, self._measure)
         if table is not None:
             yield Text(
                 "An interval that includes 0 does not say that there is no difference: it says that these seeds could not "
                 "tell. The last column is the true difference that they would have found in four of five such studies."
             )
             yield table
-        elif self._found is not None or (self._subject.losses is not None and self._subject.losses.differences):
+        elif self.found is not None or (self._subject.losses is not None and self._subject.losses.differences):
             yield Text("Every difference on this page has an interval that excludes 0.")
         yield from (Text(line, "note") for line in self._missing())
 

@@ -13,7 +13,7 @@ from rankkit.errors import RunError
 from rankkit.files import RunDirectory
 from rankkit.report.page.numbers import Numbers, open_numbers
 from rankkit.store import read_root
-from rankkit.studies.losses import LossComparison, compare_losses
+from rankkit.studies.losses import LossComparison, compare_losses, pooled_losses
 from rankkit.studies.run import Run, open_run
 
 __all__ = ["Source", "Subject", "find_source", "open_subject"]
@@ -106,7 +106,7 @@ def open_subject(sources: Sequence[Source], name: str) -> Iterator[Subject]:
         yield Subject(
             name=name,
             sources=tuple(sources),
-            losses=losses[0] if losses else None,
+            losses=pooled_losses(losses) if losses else None,
             numbers=numbers,
             certificates=tuple(found for source in sources if (found := _certificate(source)) is not None),
         )
