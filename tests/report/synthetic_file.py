@@ -51,10 +51,11 @@ class Setting:
 
 def write(path: Path, setting: Setting) -> Path:
     """A finished file; what was written is not verified again, which takes longer than all else."""
-    values = {"title": "a synthetic study", "configuration": "", "certificate": "", "command": "none", **setting.file}
+    values: dict[str, Any] = {"title": "a synthetic study", "configuration": "", "certificate": "", "command": "none"}
+    values |= {"attributes": HOST, "created": CREATED, **setting.file}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(writer, "verify_written", lambda partial: [])
-        with SpectrumWriter(path, attributes=HOST, created=CREATED, **values) as file:
+        with SpectrumWriter(path, **values) as file:
             measured = {arm: _arm(file, arm, number, setting) for number, arm in enumerate(setting.arms)}
             for name in setting.baselines:
                 for number, arm in enumerate(setting.arms):

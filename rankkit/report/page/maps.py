@@ -67,6 +67,8 @@ def head_data(numbers: Numbers, measure: str, *, room: int | None) -> HeadData:
     """
     arms = [arm for arm in numbers.arms if measure in arm.description.measures]
     found = HeadData(document={"arms": [_labels(arm) for arm in arms], "colours": colour_map("cividis", _COLOURS)})
+    if not arms:
+        return found
     filler = _Filler(found, room)
     steps = filler.maps(arms, measure, thin=True)
     filler.spectra(numbers, arms)

@@ -109,7 +109,7 @@ def _effects(row: Row | None) -> list[Cell | str]:
 
 
 def _series(sides: Sequence[Side]) -> list[Side]:
-    """Subjects with a comparison of the same arms in the same measure and region, sizes rising; empty where two share a size."""
+    """Subjects that compare the same arms in the same measure and region, sizes rising; empty where two share a size."""
     having = [side for side in sides if side.size is not None and side.row is not None and side.found is not None]
     first = next(iter(having), None)
     alike = [side for side in having if first is not None and _kind(side) == _kind(first)]

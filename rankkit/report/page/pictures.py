@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,9 @@ from rankkit.studies.words import number_text, region_words, spoken
 __all__ = ["Pictures"]
 
 Array = NDArray[np.float64]
+T = TypeVar("T")
 
+_MOST_ARMS = 5  # whose colours can be told apart, whatever their names
 _HARDLY = "Hardly trained: the loss hardly reaches the matrices of that layer."
 
 
@@ -41,7 +44,8 @@ class Pictures:
         numbers = subject.numbers
         names = [] if numbers is None else [arm.name for arm in numbers.arms]
         names += [] if subject.losses is None else [arm.arm for arm in subject.losses.arms]
-        self.colours = arm_variables(names)
+        some = _some(list(dict.fromkeys(names)))
+        self.colours = {colour: name for arms in some for colour, name in arm_variables(arms).items()}
         self._arms: list[MeasuredArm] = [] if numbers is None else [arm.measured(measure) for arm in numbers.arms]
         self._levels = {} if numbers is None else _uniform_levels(numbers, measure)
 
@@ -51,6 +55,13 @@ class Pictures:
 
     def _having(self, region: str) -> list[MeasuredArm]:
         return [arm for arm in self._arms if region in arm.regions]
+
+    def _together(self, region: str) -> list[Sequence[MeasuredArm]]:
+        """Arms that one figure can hold: with the same layers and steps, and not more than there are colours."""
+        alike: dict[object, list[MeasuredArm]] = {}
+        for arm in self._having(region):
+            alike.setdefault((tuple(arm.layers), tuple(arm.steps)), []).append(arm)
+        return [some for arms in alike.values() for some in _some(arms)]
 
     def losses(self) -> dict[str, Drawing]:
         """By task."""
@@ -73,9 +84,11 @@ class Pictures:
             found[task] = self._drawing(axes, says, caption)
         return found
 
-    def by_layer(self, region: str) -> Drawing | None:
+    def by_layer(self, region: str) -> list[Drawing]:
         """The measure of every arm under both masks."""
-        arms = self._having(region)
+        return _present(self._by_layer(region, arms) for arms in self._together(region))
+
+    def _by_layer(self, region: str, arms: Sequence[MeasuredArm]) -> Drawing | None:
         axes = measure_axes(arms, region, self._measure, self._levels)
         if axes is None:
             return None
@@ -91,12 +104,14 @@ class Pictures:
         )
         return self._drawing(axes, f"{words} by layer, mean over seeds: {'; '.join(rows)}.{other}", caption)
 
-    def spectra(self, region: str) -> Drawing | None:
+    def spectra(self, region: str) -> list[Drawing]:
         """Singular values by layer with both floors."""
+        return _present(self._spectra(region, [arm.name for arm in arms]) for arms in self._together(region))
+
+    def _spectra(self, region: str, names: Sequence[str]) -> Drawing | None:
         numbers = self._subject.numbers
         assert numbers is not None, "a region is one of the numbers"
-        having = [arm for arm in numbers.arms if region in arm.labels("region")]
-        arms = [arm.measured(self._measure, spectra=True) for arm in having]
+        arms = [numbers.arm(name).measured(self._measure, spectra=True) for name in names]
         axes = spectrum_axes(arms, region)
         if axes is None:
             return None
@@ -112,9 +127,11 @@ class Pictures:
         )
         return self._drawing(axes, f"Singular values by layer, {region_words(region)}. {'; '.join(said)}.", caption)
 
-    def training(self, region: str) -> Drawing | None:
+    def training(self, region: str) -> list[Drawing]:
         """The measure through training."""
-        arms = self._having(region)
+        return _present(self._training(region, arms) for arms in self._together(region))
+
+    def _training(self, region: str, arms: Sequence[MeasuredArm]) -> Drawing | None:
         axes = training_axes(arms, region, self._measure)
         if axes is None:
             return None
@@ -144,7 +161,8 @@ class Pictures:
 
     def against_loss(self, region: str) -> Drawing | None:
         """The measure against the validation loss, at the steps that both logs have."""
-        points = {name: (name, *tables) for name, tables in self._loss_points(region).items()}
+        found = dict(list(self._loss_points(region).items())[:_MOST_ARMS])
+        points = {name: (name, *tables) for name, tables in found.items()}
         if not points:
             return None
         words = f"{spoken(self._measure)}, {region_words(region)}"
@@ -206,6 +224,15 @@ class Pictures:
         )
         says = f"Extra loss against triplets kept. With {ranks[middle]}, {panels[0]}: {', '.join(said)} nats per token."
         return self._drawing(axes[0], says, caption)
+
+
+def _present(drawings: Iterable[Drawing | None]) -> list[Drawing]:
+    return [one for one in drawings if one is not None]
+
+
+def _some(items: Sequence[T]) -> list[Sequence[T]]:
+    """Parts of at most `_MOST_ARMS`."""
+    return [items[first : first + _MOST_ARMS] for first in range(0, len(items), _MOST_ARMS)]
 
 
 def _cut_table(group: Mapping[str, NDArray[np.float64]], scopes: Sequence[str], cut: int) -> Array:

@@ -276,14 +276,13 @@ class _Parts:
                 yield Fold(summary="Do other measures say the same?", blocks=tuple(tables))
 
     def _layer_blocks(self, numbers: Numbers, region: str) -> Iterator[Block]:
-        picture = self.pictures.by_layer(region) if region in self._drawn(numbers) else None
-        if picture is not None:
-            yield picture
+        pictures = self.pictures.by_layer(region) if region in self._drawn(numbers) else []
+        yield from pictures
         if self.found is not None and region in self.found.regions:
             yield layer_table(self.found, self._measure, region)
         elif (table := mean_table(numbers.arms, self._measure, region)) is not None:
             yield table
-        elif picture is None:
+        elif not pictures:
             yield Text(f"{region_words(region)}: no matrix has an exact {spoken(self._measure)}.", "note")
 
     def _defined(self, numbers: Numbers) -> str:
@@ -335,7 +334,7 @@ class _Parts:
         yield Chooser(key=self._key, instead=blocks)
 
     def _spectra(self, numbers: Numbers) -> Iterator[Block]:
-        drawn = [picture for region in self._drawn(numbers) if (picture := self.pictures.spectra(region)) is not None]
+        drawn = [picture for region in self._drawn(numbers) for picture in self.pictures.spectra(region)]
         yield from drawn
         if not drawn:
             yield Text(
@@ -344,8 +343,10 @@ class _Parts:
 
     def _training(self, numbers: Numbers) -> Iterator[Block]:
         for place, region in enumerate(self._drawn(numbers)):
-            if (picture := self.pictures.training(region)) is not None:
-                yield Fold(summary=region_words(region).capitalize(), blocks=(picture,)) if place else picture
+            if pictures := self.pictures.training(region):
+                yield from (
+                    [Fold(summary=region_words(region).capitalize(), blocks=tuple(pictures))] if place else pictures
+                )
 
     def _unresolved(self) -> Iterator[Block]:
         table = unresolved_table(self._subject.losses, self.found, self._measure)
@@ -418,8 +419,8 @@ def _certificate_blocks(certificate: Any) -> Iterator[Block]:
     problems = certificate_problems(certificate)
     pairs = certificate["pairs"]
     if certificate["matched"] is True and not problems and pairs:
-        declared = sorted({name for pair in pairs for name in pair["declared"]})
-        compared = ", ".join(pairs[0]["compared"])
+        declared = sorted({str(name) for pair in pairs for name in pair["declared"]})
+        compared = ", ".join(map(str, pairs[0]["compared"]))
         yield Text(
             f"Yes. Every two arms differ in {' and '.join(declared) or 'nothing'} alone, under each seed. Compared at every "
             f"common checkpoint: {compared}."
@@ -433,7 +434,7 @@ def _certificate_blocks(certificate: Any) -> Iterator[Block]:
     if pairs:
         tables = (certificate_table(certificate), hash_table(certificate))
         yield Fold(summary="What was compared, seed by seed, and the hashes", blocks=tables)
-    machines = sorted({name for pair in pairs for name in pair.get("environment", {})})
+    machines = sorted({str(name) for pair in pairs for name in pair.get("environment") or {}})
     if machines:
         yield Text(
             f"Trained on machines or versions that differ in {', '.join(machines)}, so that roundings differ.", "note"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from rankkit.errors import RunError
 from rankkit.files import RunDirectory
@@ -136,5 +136,32 @@ def _parsed(text: str) -> Mapping[str, Any] | None:
         found = json.loads(text)
     except ValueError:
         return None
-    is_ours = isinstance(found, dict) and all(name in found for name in ("matched", "pairs", "units"))
-    return found if is_ours else None
+    return found if _has(found, _CERTIFICATE) and _all(found["pairs"], _PAIR) and _units(found["units"]) else None
+
+
+_CERTIFICATE: Final = {"matched": bool, "pairs": list, "units": list}
+_PAIR: Final = {
+    "arms": list,
+    "compared": list,
+    "declared": list,
+    "fields": dict,
+    "matched": bool,
+    "problems": list,
+    "seed": object,
+    "steps": list,
+}
+_UNIT: Final = {"arm": object, "checkpoints": dict, "seed": object}
+_CHECKPOINT: Final = {"consumed": dict, "weights_sha256": object}
+
+
+def _has(value: object, kinds: Mapping[str, type]) -> bool:
+    """Whether it is an object whose entries are of these kinds."""
+    return isinstance(value, dict) and all(isinstance(value.get(name), kind) for name, kind in kinds.items())
+
+
+def _all(values: Iterable[object], kinds: Mapping[str, type]) -> bool:
+    return all(_has(value, kinds) for value in values)
+
+
+def _units(units: Sequence[Any]) -> bool:
+    return _all(units, _UNIT) and all(_all(unit["checkpoints"].values(), _CHECKPOINT) for unit in units)

@@ -236,7 +236,7 @@ def certificate_table(certificate: Mapping[str, Any]) -> Table:
         (
             " and ".join(map(str, pair["arms"])),
             str(pair["seed"]),
-            "; ".join(f"{name}: {' / '.join(map(str, values))}" for name, values in pair["fields"].items()),
+            "; ".join(f"{name}: {_both(values)}" for name, values in pair["fields"].items()),
             " and ".join(map(str, pair["declared"])),
             ", ".join(map(str, pair["compared"])),
             str(len(pair.get("same", ()))),
@@ -250,6 +250,10 @@ def certificate_table(certificate: Mapping[str, Any]) -> Table:
         "at steps", "matched",
     )  # fmt: skip
     return Table(caption="Every two arms, seed by seed", headings=headings, rows=rows)
+
+
+def _both(values: object) -> str:
+    return " / ".join(map(str, values)) if isinstance(values, list) else str(values)
 
 
 def hash_table(certificate: Mapping[str, Any]) -> Table:
