@@ -124,7 +124,7 @@
 
     controls() {
       const select = (label, options, chosen, change) => {
-        const box = make("select", {}, ...options.map(([value, words]) => make("option", { value }, words)));
+        const box = make("select", { "aria-label": label }, ...options.map(([value, words]) => make("option", { value }, words)));
         box.value = chosen;
         box.addEventListener("change", () => (change(box.value), this.fill()));
         return make("label", {}, label, box);
@@ -136,7 +136,7 @@
       ];
       const count = Math.max(...this.data.measures.map((one) => one.steps.length));
       if (count > 1) {
-        const slider = make("input", { type: "range", min: 0, max: count - 1, value: count - 1, step: 1 });
+        const slider = make("input", { "aria-label": "Checkpoint", type: "range", min: 0, max: count - 1, value: count - 1, step: 1 });
         this.stepWords = make("span");
         slider.addEventListener("input", () => ((this.chosen.step = Number(slider.value)), this.fill()));
         this.slider = slider;
