@@ -52,7 +52,7 @@ bench: $(VENV)/ready-dev
 	$(BIN)/python experiments/benchmarks/capture.py
 	$(BIN)/python experiments/benchmarks/matrix_free.py
 	$(BIN)/python experiments/benchmarks/matrix_free.py --svds
-	PYTHONPATH=tests $(BIN)/python experiments/benchmarks/report_page.py
+	PYTHONPATH=tests $(BIN)/python -P experiments/benchmarks/report_page.py
 
 # torch first and through the constraints; its own line is dropped from them when TORCH names another version.
 $(VENV)/ready: pyproject.toml constraints.txt

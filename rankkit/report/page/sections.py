@@ -57,6 +57,7 @@ from rankkit.studies.words import (
 __all__ = ["Content", "content"]
 
 _MOST_DRAWN: Final = 2  # regions of which figures are drawn unless all are asked for: a figure takes half a second
+_OF_THE_FORMAT: Final = ("Conventions", "complete")  # attributes that say nothing of the numbers
 _SAME_FACTS: Final = {"cpu": "processor", "kernel": "attention_kernel"}  # in a file, and in a run
 _EFFECT_TITLES: Final = {
     "gap": "gap",
@@ -144,7 +145,7 @@ class _Parts:
             ForestRow(
                 label=title,
                 interval=self._row.effects[name],
-                control=self._row.control.pooled_between_means,
+                control=self._row.control.pooled_between_means if name == "gap" else math.nan,
                 text=interval_text(self._row.effects[name], decimals),
                 strong=True,
             )
@@ -258,6 +259,8 @@ class _Parts:
             yield Text(_NO_COMPARISON, "note")
         elif self._row is not None:
             yield from self._forest(self.found, self._row.region)
+            if self.found.seeds > 1:
+                yield Text(next(iter(conclusions(self.found, self._measure))), "note")
         for place, region in enumerate(self._regions(numbers)):
             blocks = list(self._layer_blocks(numbers, region))
             if blocks and place:
@@ -458,7 +461,7 @@ def _facts_of(source: Any, subject: Subject) -> Iterator[tuple[str, str]]:
     if found is not None:
         yield "spectra made by", found.root.command
         for name, value in found.root.attributes.items():
-            if known.get(_SAME_FACTS.get(name, name)) != value:
+            if name not in _OF_THE_FORMAT and known.get(_SAME_FACTS.get(name, name)) != value:
                 yield f"spectra: {name.replace('_', ' ')}", str(value)
     for path in () if source.run is None else (source.run.directory.configuration, source.run.directory.certificate):
         if path.is_file():

@@ -209,9 +209,8 @@ def matrix_table(arms: Sequence[ArmNumbers]) -> Table:
     rows = []
     for arm in arms:
         one = arm.description
-        sizes = ", ".join(
-            f"{len(arm.seeds) if axis == 'seed' else len(labels)} {axis}" for axis, labels in one.labels.items()
-        )
+        counts = {**{axis: len(labels) for axis, labels in one.labels.items()}, "seed": len(arm.seeds)}
+        sizes = ", ".join(f"{count} {axis.replace('_', ' ')}{'s' * (count != 1)}" for axis, count in counts.items())
         rows.append(
             (
                 one.name,
