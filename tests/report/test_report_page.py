@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -23,8 +25,9 @@ from report.synthetic_file import Setting, write
 from small_run import copy_of, run_config, trained_run
 from store.spectra_file import HOST, MEASURES
 
+import rankkit.report
 from rankkit.cli import main
-from rankkit.errors import ConfigurationError, MatchError, OutputExistsError, RankkitError
+from rankkit.errors import ConfigurationError, MatchError, OutputExistsError, RankkitError, RunError
 from rankkit.report import write_report
 from rankkit.report.page import overview, pictures
 from rankkit.report.page.build import LIMIT
@@ -330,6 +333,13 @@ def test_a_file_in_the_folder_of_its_run_brings_the_run(run: Run, tmp_path: Path
     assert "Suffix loss on" in page(copy.directory.path / "other.h5").text
 
 
+def test_a_certificate_of_a_run_that_is_none_is_refused(run: Run, tmp_path: Path) -> None:
+    copy = copy_of(run, tmp_path / "copy")
+    copy.directory.certificate.write_text("[]")
+    with pytest.raises(RunError, match=r"certificate.json must hold a certificate, got something else\. Delete it and"):
+        page(copy.directory.path)
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_one_seed_gives_no_verdict_anywhere(tmp_path: Path) -> None:
     found = page(write(tmp_path / "s.h5", Setting(seeds=(4,))))
@@ -531,3 +541,14 @@ def test_what_is_no_run_and_no_file_is_refused_in_one_line(tmp_path: Path) -> No
     for target in (tmp_path / "missing", tmp_path / "no.h5", tmp_path):
         with pytest.raises(RankkitError, match="must be"):
             write_report([target])
+
+
+README = (Path(rankkit.report.__file__).parent / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("line", [line.strip() for line in README.splitlines() if line.startswith("    rankkit ")])
+def test_commands_of_the_readme_are_ones_that_rankkit_accepts(line: str) -> None:
+    name, *arguments = shlex.split(line.partition("#")[0])[1:]
+    command = main.get_command(click.Context(main), name)
+    assert command is not None
+    command.make_context(name, arguments, resilient_parsing=False)

@@ -71,7 +71,7 @@ def head_data(numbers: Numbers, measure: str, *, room: int | None) -> HeadData:
         return found
     filler = _Filler(found, room)
     steps = filler.maps(arms, measure, thin=True)
-    filler.spectra(numbers, arms)
+    filler.spectra(arms)
     filler.attention(arms)
     others = [name for name in numbers.measures if name != measure]
     wanted = others if room is None else [name for name in DEFAULT_MEASURES if name in others]
@@ -149,7 +149,7 @@ class _Filler:
             for table, units in tables.values()
         ]
 
-    def spectra(self, numbers: Numbers, arms: Sequence[ArmNumbers]) -> None:
+    def spectra(self, arms: Sequence[ArmNumbers]) -> None:
         """Singular values of every head at the last step, and both floors."""
         packs = [[_spectrum_pack(arm, region) for region in range(len(arm.labels("region")))] for arm in arms]
         self._take("spectra", packs, _size(packs), "spectra of single heads")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from rankkit.report.page.subject import Subject
 from rankkit.report.run_figures import head_axes, loss_axes, loss_curve, measure_axes, spectrum_axes, training_axes
 from rankkit.store import read_group
 from rankkit.studies.functional import CUTS
+from rankkit.studies.heads import HeadMaps
 from rankkit.studies.words import number_text, region_words, spoken
 
 __all__ = ["Pictures"]
@@ -25,6 +27,7 @@ __all__ = ["Pictures"]
 Array = NDArray[np.float64]
 T = TypeVar("T")
 
+_MOST_CELLS = 200  # of the maps of an arm under all seeds: each is drawn by itself
 _MOST_ARMS = 5  # whose colours can be told apart, whatever their names
 _HARDLY = "Hardly trained: the loss hardly reaches the matrices of that layer."
 
@@ -145,17 +148,21 @@ class Pictures:
         caption = f"{words.capitalize()}, through training; dashed: under the other arm's mask."
         return self._drawing(axes, f"{words}: {'; '.join(said)}.", caption)
 
-    def heads(self, region: str) -> list[Drawing]:
-        """Maps of every arm alone, as they stand where no script runs."""
+    def heads(self, region: str, *, full: bool) -> list[Drawing]:
+        """Maps of every arm alone, as they stand where no script runs; of many heads those of the first seed, or of all."""
         maps = [one for arm in self._having(region) if (one := arm.head_maps(region, self._measure)) is not None]
+        if not full and any(one.own.size > _MOST_CELLS for one in maps):
+            maps = [_of_first_seed(one) for one in maps]
         found = []
         for one, axes in head_axes(maps):
             low, high = float(np.nanmin(one.own)), float(np.nanmax(one.own))
             says = (
                 f"{spoken(one.measure)} of every head of {one.arm}, {region_words(region)}: {low:.1f} to {high:.1f}; the "
-                f"other arm's mask changes {int(one.changed.sum())} of {one.family} heads by more than chance."
+                f"other arm's mask changes {int(one.changed.sum())} of {int(np.isfinite(one.change).sum())} heads by more than chance."
             )
-            caption = f"{one.arm} alone, a row for each seed: its heads, and what the other arm's mask changes in them."
+            seeds = "seed" if len(one.seeds) == 1 else "seeds"
+            rows = f"{seeds} {', '.join(map(str, one.seeds))}"
+            caption = f"{one.arm} alone, {rows}: its heads, and what the other arm's mask changes in them."
             found.append(self._drawing(axes, says, caption))
         return found
 
@@ -224,6 +231,12 @@ class Pictures:
         )
         says = f"Extra loss against triplets kept. With {ranks[middle]}, {panels[0]}: {', '.join(said)} nats per token."
         return self._drawing(axes[0], says, caption)
+
+
+def _of_first_seed(maps: HeadMaps) -> HeadMaps:
+    """The maps of one network. Its p values stay those of all seeds: the family that the correction is for."""
+    arrays = ("own", "swapped", "change", "lower", "upper", "adjusted", "sequences")
+    return replace(maps, seeds=maps.seeds[:1], **{name: getattr(maps, name)[:1] for name in arrays})
 
 
 def _present(drawings: Iterable[Drawing | None]) -> list[Drawing]:

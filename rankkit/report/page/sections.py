@@ -57,6 +57,7 @@ from rankkit.studies.words import (
 __all__ = ["Content", "content"]
 
 _MOST_DRAWN: Final = 2  # regions of which figures are drawn unless all are asked for: a figure takes half a second
+_MOST_PANELS: Final = 16  # of spectra, one for each layer of a region, unless all are asked for
 _OF_THE_FORMAT: Final = ("Conventions", "complete")  # attributes that say nothing of the numbers
 _SAME_FACTS: Final = {"cpu": "processor", "kernel": "attention_kernel"}  # in a file, and in a run
 _EFFECT_TITLES: Final = {
@@ -329,7 +330,7 @@ class _Parts:
 
     def _heads(self, numbers: Numbers) -> Iterator[Block]:
         yield Text(_HEADS_APART)
-        instead = self.pictures.heads(self._region(numbers))
+        instead = self.pictures.heads(self._region(numbers), full=self._full)
         words = f"{spoken(self._measure)}, {region_words(self._region(numbers))}, last step"
         blocks: tuple[Block, ...] = (Text(f"Without JavaScript: {words}.", "note"), *instead)
         if not instead:
@@ -337,8 +338,13 @@ class _Parts:
         yield Chooser(key=self._key, instead=blocks)
 
     def _spectra(self, numbers: Numbers) -> Iterator[Block]:
-        drawn = [picture for region in self._drawn(numbers) for picture in self.pictures.spectra(region)]
+        layers = max(len(arm.labels("layer")) for arm in numbers.arms)
+        most = len(numbers.regions) if self._full else max(1, _MOST_PANELS // layers)
+        chosen, left = self._drawn(numbers)[:most], self._drawn(numbers)[most:]
+        drawn = [picture for region in chosen for picture in self.pictures.spectra(region)]
         yield from drawn
+        if drawn and left:
+            yield Text(f"With rankkit report --full also of: {'; '.join(map(region_words, left))}.", "note")
         if not drawn:
             yield Text(
                 "No arm has singular values in every layer: they were estimated, or could not be computed.", "note"
@@ -429,7 +435,7 @@ def _certificate_blocks(certificate: Any) -> Iterator[Block]:
             f"common checkpoint: {compared}."
         )
     elif problems:
-        yield Text(f"No. {'; '.join(problems)}.", "warning")
+        yield Text(f"No. {'; '.join(map(str, problems))}.", "warning")
     else:
         yield Text(
             "Not shown: no two arms could be compared, for there is one arm, or no common checkpoint.", "warning"

@@ -136,7 +136,8 @@ def _parsed(text: str) -> Mapping[str, Any] | None:
         found = json.loads(text)
     except ValueError:
         return None
-    return found if _has(found, _CERTIFICATE) and _all(found["pairs"], _PAIR) and _units(found["units"]) else None
+    is_whole = _has(found, _CERTIFICATE) and _all(found["pairs"], _PAIR) and _units(found["units"])
+    return found if is_whole and isinstance(found.get("observed", []), list) else None
 
 
 _CERTIFICATE: Final = {"matched": bool, "pairs": list, "units": list}
