@@ -22,7 +22,7 @@ demo: $(VENV)/ready
 	$(BIN)/rankkit demo
 
 test: check
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal -rs
 
 check: $(VENV)/ready-dev
 	$(BIN)/ruff format --check
@@ -54,6 +54,7 @@ bench: $(VENV)/ready-dev
 	$(BIN)/python experiments/benchmarks/capture.py
 	$(BIN)/python experiments/benchmarks/matrix_free.py
 	$(BIN)/python experiments/benchmarks/matrix_free.py --svds
+	PYTHONPATH=tests $(BIN)/python -P experiments/benchmarks/report_page.py
 
 # torch first and through the constraints; its own line is dropped from them when TORCH names another version.
 $(VENV)/ready: pyproject.toml constraints.txt

@@ -399,7 +399,7 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
 class RunDirectory:
     """Where everything in a run directory lives.
 
-    RUN/run.toml  certificate.json  tokenizer.json  spectrum.h5  figures/
+    RUN/run.toml  certificate.json  tokenizer.json  spectrum.h5  figures/  report.html
     RUN/tokens/{train,validation}.npy
     RUN/ARM/seed-0/metrics.jsonl  evaluation.json
     RUN/ARM/seed-0/step-000500/{model.safetensors,training.pt,checkpoint.json}
@@ -439,6 +439,11 @@ class RunDirectory:
     def spectrum(self) -> Path:
         """The measured spectra."""
         return self.path / "spectrum.h5"
+
+    @property
+    def report(self) -> Path:
+        """The page that shows all of it."""
+        return self.path / "report.html"
 
     def initial_weights(self, seed: int) -> Path:
         """A copy of the trained weights that all arms of a seed begin with, in a run that goes on from another."""

@@ -15,7 +15,7 @@ import rankkit
 import rankkit_kernels
 
 REPOSITORY = Path(__file__).parents[1]
-HEAVY = ("click", "h5py", "matplotlib", "rich", "tokenizers", "torch", "transformers", "xarray")
+HEAVY = ("click", "h5py", "jinja2", "matplotlib", "rich", "tokenizers", "torch", "transformers", "xarray")
 
 
 def found() -> list[pkgutil.ModuleInfo]:

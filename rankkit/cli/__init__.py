@@ -9,7 +9,19 @@ import click
 
 __all__ = ["main"]
 
-_COMMANDS = ("demo", "train-pair", "spectrum", "compare", "run", "inspect", "merge", "export", "sample", "presets")
+_COMMANDS = (
+    "demo",
+    "train-pair",
+    "spectrum",
+    "report",
+    "compare",
+    "run",
+    "inspect",
+    "merge",
+    "export",
+    "sample",
+    "presets",
+)
 
 
 class _Commands(click.Group):

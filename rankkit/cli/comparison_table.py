@@ -10,10 +10,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rankkit.cli.console import Output, few_seeds, visible
-from rankkit.cli.effect_table import Line, decimals_of, fitted_table, interval_text, number_text
+from rankkit.cli.console import Output, visible
+from rankkit.cli.effect_table import Line, fitted_table
 from rankkit.statistics import Interval
 from rankkit.store import read_group
+from rankkit.studies.words import decimals_of, few_seeds, interval_text, number_text
 
 __all__ = ["show_comparison"]
 

@@ -27,7 +27,6 @@ __all__ = [
     "common_options",
     "counted",
     "duration",
-    "few_seeds",
     "guarded",
     "integers",
     "names",
@@ -178,15 +177,6 @@ def size_words(count: int) -> str:
     """Bytes in MiB or GiB, three digits."""
     size, unit = (count / 2**30, "GiB") if count >= 2**30 else (count / 2**20, "MiB")
     return f"{size:,.0f} {unit}" if size >= 99.5 else f"{size:.3g} {unit}"
-
-
-def few_seeds(seeds: int) -> tuple[str, ...]:
-    """What to say wherever two seeds make an interval: one line for two, none for another number."""
-    if seeds != 2:
-        return ()
-    return (
-        "Two seeds make an interval of one degree of freedom, which hardly knows its own width: train three or more.",
-    )
 
 
 def command_line(*, without: Collection[str] = ()) -> str:

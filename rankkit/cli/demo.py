@@ -26,6 +26,7 @@ def command(output: Output, seeds: str, out: str, force: bool, workers: int | No
     """Train the tiny pair on text that is already here, measure it, draw it: all of rankkit in some minutes."""
     from rankkit.cli.spectrum import measure_and_report
     from rankkit.cli.train_pair import new_run, train_and_report
+    from rankkit.report.page.build import write_report
     from rankkit.studies.configure import run_config
     from rankkit.studies.measuring.config import MeasureConfig
     from rankkit.studies.measuring.run_source import RunSource
@@ -40,5 +41,6 @@ def command(output: Output, seeds: str, out: str, force: bool, workers: int | No
     measured = measure_and_report(
         RunSource(run, place), MeasureConfig(), run.directory.spectrum, output, place, force=force, next_step=False
     )
-    output.say(f"\nEverything is in {out} ({duration(perf_counter() - started)}). Look at {run.directory.figures}.")
-    output.result({"training": trained, "spectrum": measured})
+    page = write_report([out], force=True).path
+    output.say(f"\nEverything is in {out} ({duration(perf_counter() - started)}). Open {page} in a browser.")
+    output.result({"training": trained, "spectrum": measured, "report": str(page)})

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rankkit.cli.console import Output, counted, few_seeds, new_table
+from rankkit.cli.console import Output, counted, new_table
 from rankkit.studies.certificate import declared_fields
 from rankkit.studies.losses import LossComparison, PairDifference, verdict
+from rankkit.studies.words import few_seeds
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -128,6 +128,7 @@ def measure_and_report(
     if pictures := [figure for figure in figures if figure.suffix == ".png"]:
         output.say(f"figures: {len(pictures)} in {figures_folder(path)}, such as {pictures[0].name}")
     if next_step:
+        output.say(f"page: rankkit report {shlex.quote(str(path))}")
         output.say(f"next: rankkit inspect {shlex.quote(str(path))} --verify")
     return {
         "file": str(path),

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rankkit.cli.console import Output, counted, few_seeds, new_table, visible
-from rankkit.cli.effect_table import UNTRAINED
+from rankkit.cli.console import Output, counted, new_table, visible
 from rankkit.statistics import Interval
+from rankkit.studies.words import UNTRAINED, few_seeds
 
 if TYPE_CHECKING:
     from rankkit.studies.compare import ComparedRow, Comparison, SideRow

@@ -28,7 +28,13 @@ from rankkit.statistics.intervals import (
     mean_p_value,
     standard_error,
 )
-from rankkit.statistics.power import POWER, minimum_detectable_effect, seeds_needed, smallest_resolvable_difference
+from rankkit.statistics.power import (
+    POWER,
+    minimum_detectable_effect,
+    resolvable_by,
+    seeds_needed,
+    smallest_resolvable_difference,
+)
 
 __all__ = [
     "CONFIDENCE",
@@ -54,6 +60,7 @@ __all__ = [
     "minimum_detectable_effect",
     "partial_correlation",
     "permutation_p_value",
+    "resolvable_by",
     "seeds_needed",
     "smallest_resolvable_difference",
     "standard_error",

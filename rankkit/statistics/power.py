@@ -8,9 +8,15 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rankkit.statistics.intervals import CONFIDENCE
+from rankkit.statistics.intervals import CONFIDENCE, Interval
 
-__all__ = ["POWER", "minimum_detectable_effect", "seeds_needed", "smallest_resolvable_difference"]
+__all__ = [
+    "POWER",
+    "minimum_detectable_effect",
+    "resolvable_by",
+    "seeds_needed",
+    "smallest_resolvable_difference",
+]
 
 POWER = 0.8
 """The probability with which a study is usually planned to find what is there."""
@@ -57,6 +63,26 @@ def minimum_detectable_effect(differences: ArrayLike, /) -> float:
     if array.size < 2:
         return math.nan
     return smallest_resolvable_difference(array.size, float(array.std(ddof=1)))
+
+
+def resolvable_by(interval: Interval, /) -> float:
+    """The same for an interval over seeds, whose half-width says what spread the differences have.
+
+    SD = half-width * sqrt(count) / t(0.975, count - 1). An interval that brackets of estimates have widened gives more.
+
+    Args:
+        interval: from `mean_interval`.
+
+    Returns:
+        In its units; nan without an interval, and for one that is not over seeds.
+    """
+    from scipy.stats import t as student
+
+    if interval.count < 2 or "over seeds" not in interval.kind:
+        return math.nan
+    quantile = float(student.ppf((1 + CONFIDENCE) / 2, interval.count - 1))
+    deviation = interval.half_width * math.sqrt(interval.count) / quantile
+    return smallest_resolvable_difference(interval.count, deviation)
 
 
 def seeds_needed(effect: float, deviation: float) -> int:

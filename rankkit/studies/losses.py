@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rankkit.data.evaluation import EvaluationSequences
 from rankkit.display import html_table, plus_minus, short
-from rankkit.errors import RunError
+from rankkit.errors import MatchError, RunError
 from rankkit.statistics import (
     Interval,
     bootstrap_over_documents,
@@ -27,7 +27,7 @@ from rankkit.studies.certificate import declared_fields
 from rankkit.studies.evaluations import read_evaluation, references_of, sequences_of
 from rankkit.studies.run import Run
 
-__all__ = ["ArmLosses", "LossComparison", "PairDifference", "compare_losses", "verdict"]
+__all__ = ["ArmLosses", "LossComparison", "PairDifference", "compare_losses", "pooled_losses", "verdict"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,17 +181,67 @@ def compare_losses(run: Run) -> LossComparison:
     tasks = {(task := run.config.arm(name).task.in_evaluation()).evaluated_as: task for name in finished}
     references = {name: references_of(run, task, sequences.tokens) for name, task in tasks.items()}
     arms = tuple(_arm_losses(run, name, sequences.documents, references) for name in finished)
-    pairs = [(other, one) for one, other in combinations(arms, 2)]
-    differences = [_difference(one, other, sequences) for one, other in pairs if one.task == other.task]
     return LossComparison(
         prefix_length=run.prefix_length,
         sequences=len(sequences.tokens),
         documents=len(np.unique(sequences.documents)),
         references=references,
         arms=arms,
-        differences=tuple(difference for difference in differences if difference is not None),
-        apart=tuple((one.arm, other.arm) for one, other in pairs if one.task != other.task),
+        **_pairs(arms),
     )
+
+
+def pooled_losses(comparisons: Sequence[LossComparison]) -> LossComparison:
+    """The comparison of one study whose seeds were trained in several runs.
+
+    Args:
+        comparisons: at least one, with the same text, evaluation sequences and prefix length, of different seeds.
+
+    Returns:
+        Arms with the seeds of all, ascending, and their differences anew: intervals over seeds are no sum of intervals.
+
+    Raises:
+        MatchError: the runs were evaluated on other targets, or share a seed of an arm.
+    """
+    first = comparisons[0]
+    for other in comparisons[1:]:
+        same = (other.prefix_length, other.sequences, other.references) == (
+            first.prefix_length, first.sequences, first.references
+        )  # fmt: skip
+        if not same:
+            raise MatchError(
+                "runs must be evaluated on the same targets to be pooled, got others. Show them side by side."
+            )
+    names = dict.fromkeys(arm.arm for one in comparisons for arm in one.arms)
+    arms = tuple(_pooled([arm for one in comparisons for arm in one.arms if arm.arm == name]) for name in names)
+    return replace(first, arms=arms, **_pairs(arms))
+
+
+def _pooled(parts: Sequence[ArmLosses]) -> ArmLosses:
+    """One arm whose seeds lie apart."""
+    seeds = [seed for part in parts for seed in part.seeds]
+    if len(set(seeds)) < len(seeds):
+        raise MatchError(f"seeds must differ to be pooled, got {seeds} of {parts[0].arm}. Show the runs side by side.")
+    order = np.argsort(seeds)
+    weights = [len(part.seeds) for part in parts]
+    return replace(
+        parts[0],
+        seeds=tuple(sorted(seeds)),
+        loss_tokens=round(float(np.average([part.loss_tokens for part in parts], weights=weights))),
+        by_sequence=np.concatenate([part.by_sequence for part in parts])[order],
+        by_position=np.concatenate([part.by_position for part in parts])[order],
+        uniform_attention=np.concatenate([part.uniform_attention for part in parts])[order],
+    )
+
+
+def _pairs(arms: Sequence[ArmLosses]) -> dict[str, Any]:
+    """Differences of every two arms with one task, and those that are not subtracted."""
+    pairs = [(other, one) for one, other in combinations(arms, 2)]
+    differences = [_difference(one, other) for one, other in pairs if one.task == other.task]
+    return {
+        "differences": tuple(difference for difference in differences if difference is not None),
+        "apart": tuple((one.arm, other.arm) for one, other in pairs if one.task != other.task),
+    }
 
 
 def _arm_losses(
@@ -231,14 +281,14 @@ def _attention_flops(run: Run, arm: str) -> float:
     return float(3 * per_head * config.model.num_heads * config.model.num_layers * sequences)
 
 
-def _difference(one: ArmLosses, other: ArmLosses, sequences: EvaluationSequences) -> PairDifference | None:
+def _difference(one: ArmLosses, other: ArmLosses) -> PairDifference | None:
     seeds = tuple(seed for seed in one.seeds if seed in other.seeds)
     if not seeds:
         return None
     picked = [(one.seeds.index(seed), other.seeds.index(seed)) for seed in seeds]
     table = np.stack([one.by_sequence[i] - other.by_sequence[j] for i, j in picked])
     by_seed = table.mean(axis=1)
-    interval = mean_interval(by_seed) if len(seeds) > 1 else bootstrap_over_documents(table[0], sequences.documents)
+    interval = mean_interval(by_seed) if len(seeds) > 1 else bootstrap_over_documents(table[0], one.documents)
     return PairDifference(
         arms=(one.arm, other.arm),
         task=one.task,

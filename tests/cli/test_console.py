@@ -12,7 +12,8 @@ import click
 import pytest
 from rich.console import Console
 
-from rankkit.cli.console import Output, counted, duration, few_seeds, integers, names, new_table, plain
+from rankkit.cli.console import Output, counted, duration, integers, names, new_table, plain
+from rankkit.studies.words import few_seeds
 
 
 @dataclass(frozen=True)
