@@ -182,10 +182,10 @@ class Pictures:
         found = []
         for one, axes in head_axes(maps):
             low, high = float(np.nanmin(one.own)), float(np.nanmax(one.own))
+            changed, known = int(one.changed.sum()), int(np.isfinite(one.change).sum())
             says = (
                 f"{spoken(one.measure)} of every head of {one.arm}, {region_words(region)}: {low:.1f} to {high:.1f}; the "
-                f"other arm's mask changes {int(one.changed.sum())} of {int(np.isfinite(one.change).sum())} heads by more "
-                "than chance."
+                f"other arm's mask changes {changed} of {known} heads by more than chance."
             )
             seeds = "seed" if len(one.seeds) == 1 else "seeds"
             rows = f"{seeds} {', '.join(map(str, one.seeds))}"
