@@ -72,7 +72,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 
 # What tests, checks and benchmarks need besides.
 $(VENV)/ready-dev: $(VENV)/ready
-	@echo "Adding what tests and checks need: about 150 MB."
+	@echo "Adding what tests and checks need: about 240 MB."
 	$(PIP) --constraint $(VENV)/constraints.txt --no-build-isolation --editable '.[dev]'
 	touch $@
 

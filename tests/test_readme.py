@@ -15,7 +15,7 @@ from rankkit.data import synthetic
 ROOT = Path(__file__).parent.parent
 PAGES = {
     name: (ROOT / name).read_text(encoding="utf-8")
-    for name in ("README.md", "rankkit/hooks/README.md", "rankkit/spectra/README.md", "rankkit/studies/README.md")
+    for name in ("README.md", *(f"rankkit/{room}/README.md" for room in ("hooks", "report", "spectra", "studies")))
 }
 README = PAGES["README.md"]
 SNIPPETS = [
