@@ -18,7 +18,7 @@ from rankkit.cli import main, measuring
 from rankkit.store import describe, read_group
 from rankkit.studies.verify import verify_file
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "rankkit" / "hooks" / "README.md").read_text(encoding="utf-8")
 FEW = ("--sequence-length", "16", "--samples", "2", "--workers", "1")
 
 
@@ -177,12 +177,11 @@ def test_two_models_are_compared_each_under_the_mask_of_the_other(root: Path, tm
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_the_readmes_example_makes_a_model_and_measures_it_offline(
+def test_the_example_of_the_page_makes_a_model_and_measures_it_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    section = README.partition("## Your own models")[2].partition("\n## ")[0]
-    snippet, *_ = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
-    command = next(line.strip() for line in section.splitlines() if "hf:tiny-llama" in line)
+    snippet, *_ = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    command = next(line.strip() for line in PAGE.splitlines() if "hf:tiny-llama" in line)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     exec(compile(snippet, "README.md", "exec"), {})

@@ -19,6 +19,7 @@ from rankkit.operators import AttentionOperator, DenseOperator, Operator
 from rankkit.spectra import MEASURES
 from rankkit.store import GroupDescription, describe, kept_in, read_group, read_kept
 from rankkit.store.door.hdf5 import opened, read_array
+from rankkit.store.schema import TRAINED_ENOUGH
 from rankkit.studies.decomposition import ArmFacts
 from rankkit.studies.measuring.config import MeasureConfig
 from rankkit.studies.measuring.plan import (
@@ -38,7 +39,9 @@ __all__ = ["KeptSource", "kept_source"]
 
 _OF_THE_PREFIX: Final = ("prefix_block", "prefix_block_first_key_removed")
 _STATIC: Final = ("tokens", "prefix_length", "valid_row", "untrained", "region", "sequence", "checkpoint_sha256")
-_CARRIED: Final = ("bos", "packing", "truncation", "architecture", "capture", "masks", "logits", "swapped_mask")
+_CARRIED: Final = (
+    "bos", "packing", "truncation", "architecture", "capture", "masks", "logits", "swapped_mask", TRAINED_ENOUGH,
+)  # fmt: skip
 """Group attributes that hold for a measurement of what was kept, too."""
 _PLAIN: Final = "plain"
 _PRECISIONS: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
