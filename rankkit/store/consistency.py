@@ -370,7 +370,11 @@ def _recomputed(spectra: Spectra, exact: NDArray[np.bool_], recompute: Recompute
     names = sorted(set(recompute) & set(spectra.measures))
     if not names:
         return
-    rank, whole = spectra.rank, exact & (np.isfinite(spectra.singular_values).sum(axis=-1) == spectra.rank)
+    with np.errstate(invalid="ignore"):
+        possible = np.isfinite(spectra.singular_values) & (
+            spectra.singular_values >= 0
+        )  # others are a claim of their own
+    rank, whole = spectra.rank, exact & (possible.sum(axis=-1) == spectra.rank)
     for name in names:
         stored, broken = spectra.measures[name], np.zeros(rank.shape, dtype=np.bool_)
         for length in np.unique(rank[rank > 0]):

@@ -67,10 +67,10 @@ def open_spectra(path: str | Path, *, limit: int = DEFAULT_LIMIT) -> xarray.Data
         datasets = _Labeller(owner).datasets()
         try:
             tree = xarray.DataTree.from_dict(datasets)
-        except ValueError as error:
+        except (KeyError, ValueError) as error:
             raise SpectrumFileError(
-                f"{path} must have the same labels in a group as in those inside it, got others. "
-                "Open each alone: xarray.open_dataset(path, engine='h5netcdf', group=...)."
+                f"{path} must have the same labels in a group as in those inside it, and no group called like a "
+                "variable, got others. Open each alone: xarray.open_dataset(path, engine='h5netcdf', group=...)."
             ) from error
         tree.set_close(owner.close)
         unless_done.pop_all()

@@ -107,7 +107,7 @@ def merge(path: Path, folder: Path) -> Ending:
     """With the other half of the study where it is one half, else alone."""
     partner = folder / PARTNER
     with_partner = partner.exists() and _study(path) == _study(partner)
-    return _made(folder / "merged.h5", "merge", path, *([partner] if with_partner else []), "--force")
+    return _made(folder / "merged.h5", "merge", path, *([partner] if with_partner else []), "--force", "--quiet")
 
 
 def _study(path: Path) -> bytes | None:

@@ -7,7 +7,7 @@ import pytest
 from store.spectra_file import RECOMPUTE, edited
 
 from rankkit.axes import SPECTRUM_AXES
-from rankkit.store import verify
+from rankkit.store import Spectra, verify
 from rankkit.store.door.hdf5 import h5py as same_h5py
 from rankkit.store.door.hdf5 import sha256_of_strings
 
@@ -97,6 +97,19 @@ def test_a_value_past_the_rank_of_a_smaller_region_is_found(copy: Path) -> None:
         "gpt: singular_values must be nan past min(rows, columns), got 1 matrices that break it, the first at "
         "seed 0, step 500, region prefix_block, applied_mask own, sequence 1, layer 0, head 1"
     ]
+
+
+@pytest.mark.parametrize("value", [-1.0, np.inf])
+def test_nothing_is_computed_again_of_a_spectrum_that_none_can_have(copy: Path, value: float) -> None:
+    def recompute(spectra: Spectra) -> np.ndarray:
+        assert ((spectra.singular_values >= 0) & np.isfinite(spectra.singular_values)).all()
+        return RECOMPUTE["stable_rank"](spectra)
+
+    def edit(file: h5py.File) -> None:
+        file["gpt/singular_values"][0, 0, 0, 0, 1, 0, 1, 0] = value
+
+    problems = verify(edited(copy, edit), {"stable_rank": recompute})
+    assert any("singular_values must be finite and not negative" in problem for problem in problems)
 
 
 def test_many_broken_matrices_are_one_problem(copy: Path) -> None:
